@@ -1,0 +1,18 @@
+"""Dynamic data pruning for PyTorch Lightning: add one callback, train on less data."""
+
+from lightning_prune.callback import PruningCallback
+from lightning_prune.methods.infobatch import InfoBatch
+from lightning_prune.methods.random import RandomPruning
+from lightning_prune.mixin import WeightedLossMixin
+from lightning_prune.plan import Selection
+from lightning_prune.registry import ScoreRegistry
+
+__all__ = [
+    "InfoBatch",
+    "PruningCallback",
+    "RandomPruning",
+    "ScoreRegistry",
+    "Selection",
+    "WeightedLossMixin",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,171 @@
+"""A running epoch: its plan on the device, and the log of the losses recorded so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_prune.mixin import ABSENT, StepRecord, wrong_length
+from lightning_prune.plan import EpochPlan, Selection
+from lightning_prune.sampler import PlanBatchSampler, RecordingBatchSampler
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch recorded, on all ranks together, in the order of the visit.
+
+    Attributes:
+        indices: Sample ids ``(m,)``, int64, without repeats; only samples that have a loss.
+        losses: Their losses ``(m,)``, float32, possibly not finite.
+        positions: Their positions ``(m,)`` in the epoch's plan, int64.
+        step_size: Positions that the ranks together train in one step.
+        extra: What the method recorded beside the loss, by name, each ``(m,)`` float32.
+    """
+
+    indices: Tensor
+    losses: Tensor
+    positions: Tensor
+    step_size: int
+    extra: dict[str, Tensor]
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """The step ``(m,)``, int64, in which each was trained; a step is the union of the ranks' batches."""
+        return self.positions.div(self.step_size, rounding_mode="floor")
+
+
+class RunningEpoch:
+    """Hands each step its slice of the epoch's weights, and keeps what the steps record, in the order of the plan.
+
+    The log has one slot per position of this rank's shard, and one more for ids that are not in it. Since every rank's
+    log is equally long and in plan order, ranks need no indices to exchange them.
+
+    Args:
+        selection: The epoch's samples.
+        epoch: Epoch number, from 0.
+        batch_sampler: What the loader draws from; its sampler is given the plan.
+        record_names: Names of the per-sample values recorded beside the loss.
+        device: Where the log and the weights live.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        epoch: int,
+        batch_sampler: PlanBatchSampler | RecordingBatchSampler,
+        record_names: tuple[str, ...],
+        device: torch.device,
+    ) -> None:
+        self.selection = selection
+        self.batch_sampler = batch_sampler
+        self.record_names = record_names
+        self.device = device
+        self.batches_done = 0
+        sampler = batch_sampler.sampler
+        self.rank = sampler.rank
+        self.plan: EpochPlan = sampler.make_plan(selection, epoch)
+        sampler.plan = self.plan
+        batch_sampler.skip = 0
+        self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
+        weights = self.plan.weights
+        self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
+        self._slots: slice | Tensor = slice(0, 0)
+
+    @cached_property
+    def shard(self) -> Tensor:
+        """Sample ids ``(shard_size,)`` of this rank, on the device."""
+        return self.plan.shard(self.plan.order, self.rank).to(self.device)
+
+    @cached_property
+    def slot_of(self) -> Tensor:
+        """Slot of the log ``(n,)`` by sample id, for batches that are not slices of the plan."""
+        slots = torch.full((self.batch_sampler.sampler.total,), self.plan.shard_size, device=self.device)
+        slots[self.shard] = torch.arange(len(self.shard), device=self.device)
+        return slots
+
+    @cached_property
+    def weight_of(self) -> Tensor | None:
+        """Loss weight ``(n,)`` by sample id (1 for ids of other shards), or None in an epoch without weights."""
+        if self.weights is None:
+            return None
+        weights = torch.ones(self.batch_sampler.sampler.total, device=self.device)
+        weights[self.shard] = self.weights
+        return weights
+
+    def weights_of(self, indices: Tensor) -> Tensor | None:
+        """Return the loss weights ``(B,)`` of samples by id, or None in an epoch without weights."""
+        return None if self.weight_of is None else self.weight_of[indices.to(self.device)]
+
+    def begin_step(self, batch_idx: int) -> Tensor | None:
+        """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
+        batch_sampler = self.batch_sampler
+        batch_idx %= len(batch_sampler)  # a `CombinedLoader` may cycle through a shorter loader
+        if isinstance(batch_sampler, PlanBatchSampler):
+            start = batch_idx * batch_sampler.batch_size
+            self._slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
+            return None if self.weights is None else self.weights[self._slots]
+        indices = torch.tensor(batch_sampler.batches[batch_idx], device=self.device)
+        self._slots = self.slot_of[indices]
+        return self.weights_of(indices)
+
+    @property
+    def step_indices(self) -> Tensor:
+        """Ids ``(B,)`` of the batch that the sampler drew for the running step."""
+        return self.shard[self._slots]
+
+    def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
+        """Copy a step's values into the log: one small kernel each, no index, no synchronisation.
+
+        Raises:
+            ValueError: If there are not as many values as samples in the batch.
+        """
+        slots = self._slots if step.given_indices is None else self.slot_of[step.given_indices.to(self.device)]
+        expected = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        rows = [step.losses, *(extra[name] for name in self.record_names)]
+        for row, values in zip(self.log, rows, strict=True):
+            if values is None or len(values) != expected:
+                raise ValueError(wrong_length(0 if values is None else len(values), expected))
+            if isinstance(slots, slice):
+                row[slots].copy_(values, non_blocking=True)
+            else:
+                row[slots] = values.to(row)
+
+    @property
+    def step_size(self) -> int:
+        """Positions of the plan that the ranks together train in one step."""
+        return int(self.batch_sampler.batch_size or 1) * self.plan.world_size
+
+    @property
+    def positions_done(self) -> int:
+        """Positions of the plan trained so far, over all ranks."""
+        return min(len(self.plan.order), self.batches_done * self.step_size)
+
+    def collect(self) -> EpochRecord:
+        """Gather the ranks' logs into one record: the epoch's only collective."""
+        log = self.log[:, :-1]
+        logs = log[None]
+        if self.plan.world_size > 1:
+            logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
+            torch.distributed.all_gather_into_tensor(logs, log.contiguous())
+        values, indices = self.plan.unshard(logs), self.plan.order.to(self.device)
+        positions = (values[0] != ABSENT).nonzero().squeeze(1)
+        if len(positions) < len(indices):
+            values, indices = values[:, positions], indices[positions]
+        extra = dict(zip(self.record_names, values[1:], strict=True))
+        return EpochRecord(indices, values[0], positions, self.step_size, extra)
+
+    def log_state(self) -> Tensor:
+        """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""
+        done = self.plan.shard_size
+        if isinstance(self.batch_sampler, PlanBatchSampler) and "slot_of" not in self.__dict__:
+            done = min(done, self.batches_done * self.batch_sampler.batch_size)
+        return self.log[:, :done].cpu().clone()
+
+    def continue_from(self, batches_done: int, log: Tensor | None) -> None:
+        """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""
+        self.batches_done = batches_done
+        if log is not None:
+            self.log[:, : log.shape[1]] = log.to(self.device)

@@ -1,0 +1,61 @@
+"""Writing tables of per-sample values to files, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from torch import Tensor
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` and rename it to ``path`` once everything is written.
+
+    A full disk, an exception or a kill while writing leaves an old file at ``path`` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_table(table: dict[str, Tensor], path: Path) -> None:
+    """Write columns as ``.npz`` or, with pyarrow, ``.parquet``; a column ``(slots, n)`` becomes ``slots`` of Parquet's.
+
+    Raises:
+        ValueError: If the suffix is neither.
+        ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
+    """
+    arrays = {name: values.numpy() for name, values in table.items()}
+    if path.suffix == ".npz":
+        with atomic_write(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "Expected pyarrow to write Parquet, but it is not installed. Run "
+                "`pip install 'lightning-prune[export]'`, or save to a path that ends in `.npz`."
+            ) from error
+        flat = {name: values for name, values in arrays.items() if values.ndim == 1}
+        for name, values in arrays.items():
+            flat |= {f"{name}_{slot}": row for slot, row in enumerate(values)} if values.ndim > 1 else {}
+        with atomic_write(path) as file:
+            pq.write_table(pa.table(flat), file)
+    else:
+        raise ValueError(f"Expected a path that ends in `.npz` or `.parquet`, but got '{path}'.")

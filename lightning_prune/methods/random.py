@@ -1,0 +1,73 @@
+"""Dynamic random pruning: a fresh uniform subset every epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_prune._checks import check_int, check_ratio
+from lightning_prune.callback import PruningCallback
+from lightning_prune.plan import Selection, num_keep
+from lightning_prune.rng import resolve_generator
+
+if TYPE_CHECKING:
+    from lightning_prune.registry import ScoreRegistry
+
+
+def random_subset(num_samples: int, k: int, *, generator: torch.Generator | None = None) -> Selection:
+    """Draw ``k`` of ``num_samples`` ids uniformly without replacement, ascending.
+
+    Example:
+        >>> len(random_subset(10, 3, generator=torch.Generator().manual_seed(0)))
+        3
+    """
+    check_int("k", k, low=1, high=num_samples)
+    indices = torch.randperm(num_samples, generator=resolve_generator(generator))[:k]
+    return Selection(indices.sort().values)
+
+
+class RandomPruning(PruningCallback):
+    """Train each epoch on a fresh uniform subset; ``prune_ratio`` is the share of all samples left out.
+
+    The baseline called "Random*" in the papers, and a hard one to beat. With ``rescale=True`` every kept loss is
+    weighted by ``n / k``, which keeps the expected gradient sum of an epoch equal to that of the full data.
+
+    Args:
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        rescale: Weight kept samples by ``n / k`` instead of 1.
+        seed: Seed of the draws. None: the global seed set by Lightning, else 0.
+        warmup_epochs: Epochs at the start that train on everything.
+        scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
+        log: Log ``prune/*`` once an epoch.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> RandomPruning(prune_ratio=0.3)
+        RandomPruning(prune_ratio=0.3, rescale=False)
+    """
+
+    def __init__(
+        self,
+        prune_ratio: float = 0.3,
+        rescale: bool = False,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        check_ratio("prune_ratio", prune_ratio)
+        self.prune_ratio = prune_ratio
+        self.rescale = rescale
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        """Draw this epoch's subset."""
+        n = registry.num_samples
+        selection = random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
+        if self.rescale:
+            return Selection(selection.indices, torch.full((len(selection),), n / len(selection)))
+        return selection

@@ -1,0 +1,160 @@
+"""What an epoch trains on, in which order, on which rank, and with which weights. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_int, check_ratio
+from lightning_prune.rng import make_generator
+
+
+def num_keep(num_samples: int, keep_ratio: float) -> int:
+    """Return how many of ``num_samples`` a ratio keeps: the library's one rounding rule.
+
+    ``floor(num_samples * keep_ratio + 1e-6)``, at least 1 and at most ``num_samples``; the small term mends products
+    such as ``100 * 0.29 = 28.999...``.
+
+    Example:
+        >>> num_keep(100, 0.29), num_keep(3, 0.1)
+        (29, 1)
+    """
+    check_int("num_samples", num_samples, low=1)
+    check_ratio("keep_ratio", keep_ratio, closed_high=True)
+    return min(num_samples, max(1, math.floor(num_samples * keep_ratio + 1e-6)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples that an epoch trains on.
+
+    Args:
+        indices: Sample ids ``(k,)``, int64, positions in the training dataset, without repeats, in any order.
+        weights: Loss weights ``(k,)``, float32, aligned with ``indices``. None: all ones.
+
+    Raises:
+        TypeError: If ``indices`` is not an int64 tensor or ``weights`` is not a floating-point tensor.
+        ValueError: If the shapes are not ``(k,)``.
+
+    Example:
+        >>> Selection(torch.tensor([4, 1, 7])).indices.tolist()
+        [4, 1, 7]
+    """
+
+    indices: Tensor
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.indices, Tensor) or self.indices.dtype != torch.int64:
+            got = self.indices.dtype if isinstance(self.indices, Tensor) else type(self.indices).__name__
+            raise TypeError(f"Expected `indices` to be an int64 tensor, but got {got}.")
+        if self.indices.dim() != 1:
+            raise ValueError(f"Expected `indices` to have shape (k,), but got {tuple(self.indices.shape)}.")
+        if self.weights is None:
+            return
+        if not isinstance(self.weights, Tensor) or not self.weights.is_floating_point():
+            got = self.weights.dtype if isinstance(self.weights, Tensor) else type(self.weights).__name__
+            raise TypeError(f"Expected `weights` to be a floating-point tensor or None, but got {got}.")
+        if self.weights.shape != self.indices.shape:
+            raise ValueError(
+                f"Expected `weights` to have the shape of `indices`, {tuple(self.indices.shape)}, "
+                f"but got {tuple(self.weights.shape)}."
+            )
+        if self.weights.dtype != torch.float32:
+            object.__setattr__(self, "weights", self.weights.float())
+
+    def __len__(self) -> int:
+        return self.indices.numel()
+
+    @classmethod
+    def all(cls, num_samples: int, device: torch.device | str = "cpu") -> Selection:
+        """Select every sample, unweighted."""
+        return cls(torch.arange(num_samples, device=device))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, weights: Tensor | None = None) -> Selection:
+        """Select the samples whose ``mask`` ``(n,)`` is True, ascending, with their entry of ``weights`` ``(n,)``."""
+        indices = mask.nonzero().squeeze(1)
+        return cls(indices, None if weights is None else weights[indices])
+
+    def check(self, num_samples: int) -> None:
+        """Raise ValueError unless this selects at least one of ``num_samples`` samples, none twice, weights finite."""
+        if len(self) == 0:
+            raise ValueError("Expected a selection of at least one sample, but got none: an epoch cannot be empty.")
+        low, high = (int(v) for v in torch.aminmax(self.indices))
+        if low < 0 or high >= num_samples:
+            raise ValueError(f"Expected selected ids in [0, {num_samples}), but got ids in [{low}, {high}].")
+        seen = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
+        seen[self.indices] = True
+        if (distinct := int(seen.sum())) != len(self):
+            raise ValueError(f"Expected a selection without repeats, but {len(self) - distinct} ids are there twice.")
+        if self.weights is not None and not bool((self.weights.isfinite() & (self.weights >= 0)).all()):
+            raise ValueError("Expected finite weights >= 0, but the selection has a negative, infinite or NaN weight.")
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order in which the ranks together visit a selection.
+
+    Rank ``r`` of ``world_size`` trains positions ``r, r + world_size, ...``; so a step of all ranks is one contiguous
+    run of the order, whatever the world size. The order is padded by wrapping around, so that shards are of equal
+    length; the padded copies are trained (as `DistributedSampler` does) but not recorded.
+
+    Args:
+        epoch: Epoch number, from 0.
+        order: Sample ids ``(k,)`` in the order of the visit.
+        weights: Loss weights ``(k,)`` aligned with ``order``, or None.
+        world_size: Number of ranks.
+    """
+
+    epoch: int
+    order: Tensor
+    weights: Tensor | None = None
+    world_size: int = 1
+
+    @classmethod
+    def make(
+        cls, selection: Selection, *, epoch: int, seed: int, shuffle: bool = True, world_size: int = 1
+    ) -> EpochPlan:
+        """Order a selection: a fresh permutation for each (seed, epoch) if ``shuffle``, else ascending."""
+        indices, weights = selection.indices.cpu(), selection.weights
+        if shuffle:
+            picks = torch.randperm(len(indices), generator=make_generator(seed, epoch, "order"))
+        elif bool((indices[1:] > indices[:-1]).all()):
+            return cls(epoch, indices, None if weights is None else weights.cpu(), world_size)
+        else:
+            picks = indices.argsort()
+        weights = None if weights is None else weights.cpu().index_select(0, picks)
+        return cls(epoch, indices.index_select(0, picks), weights, world_size)
+
+    @property
+    def shard_size(self) -> int:
+        """Samples per rank, padding included."""
+        return math.ceil(len(self.order) / self.world_size)
+
+    def shard(self, values: Tensor, rank: int) -> Tensor:
+        """Return the part ``(shard_size,)`` of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits."""
+        if self.world_size == 1:
+            return values
+        padded = self.shard_size * self.world_size
+        repeats = math.ceil(padded / len(values))
+        return values.repeat(repeats)[:padded][rank :: self.world_size].contiguous()
+
+    def unshard(self, shards: Tensor) -> Tensor:
+        """Undo :meth:`shard`: ``(world_size, ..., shard_size)`` to ``(..., k)``, without the padding."""
+        return shards.movedim(0, -1).flatten(-2)[..., : len(self.order)]
+
+
+def scheduler_calls(step: int, kept_steps: int, full_steps: int) -> int:
+    """Return how often to step a schedule at optimizer step ``step`` (from 1) of a shortened epoch.
+
+    Over the ``kept_steps`` of the epoch these add up to exactly ``full_steps``, spread evenly.
+
+    Example:
+        >>> [scheduler_calls(step, 4, 10) for step in (1, 2, 3, 4)]
+        [2, 3, 2, 3]
+    """
+    return step * full_steps // kept_steps - (step - 1) * full_steps // kept_steps

@@ -1,0 +1,154 @@
+"""The per-sample state of a run: losses, counts and the columns that methods declare."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_prune.export import save_table
+
+_Table = TypeVar("_Table", bound="SampleTable")
+
+
+class SampleTable:
+    """Per-sample tensors of one length, on one device; what :class:`ScoreRegistry` keeps."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self._losses: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._columns: dict[str, Tensor] = {}
+        self._scores: Tensor | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Length of the training dataset; 0 before the first fit."""
+        return 0 if self._losses is None else len(self._losses)
+
+    @property
+    def losses(self) -> Tensor:
+        """Last recorded loss of each sample ``(n,)``, float32; NaN: never recorded."""
+        return _allocated(self._losses)
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of finished epochs ``(n,)``, int32, in whose selection a sample was."""
+        return _allocated(self._counts)
+
+    @property
+    def scores(self) -> Tensor:
+        """What methods rank by ``(n,)``, float32: the losses, unless a wrapping method put other scores there."""
+        return self.losses if self._scores is None else self._scores
+
+    def column(self, name: str) -> Tensor:
+        """Return a column that a method declared, ``(n,)`` or ``(slots, n)``; writes to it are kept and checkpointed.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        if name not in self._columns:
+            raise KeyError(f"Expected the name of a registry column, one of {sorted(self._columns)}, but got {name!r}.")
+        return self._columns[name]
+
+    def add_column(
+        self, name: str, *, fill: float = 0.0, dtype: torch.dtype = torch.float32, slots: int | None = None
+    ) -> None:
+        """Declare per-sample state; what a checkpoint holds under that name is kept.
+
+        Args:
+            name: Name of the column.
+            fill: Initial value.
+            dtype: Type of an element.
+            slots: Values per sample, stored slot by slot ``(slots, n)``; None: one, ``(n,)``.
+
+        Raises:
+            ValueError: If the column exists with another shape or dtype.
+        """
+        shape = (self.num_samples,) if slots is None else (slots, self.num_samples)
+        old = self._columns.get(name)
+        if old is None:
+            self._columns[name] = torch.full(shape, fill, dtype=dtype, device=self.losses.device)
+        elif tuple(old.shape) != shape or old.dtype != dtype:
+            raise ValueError(
+                f"Expected registry column {name!r} of shape {shape} and {dtype}, but the checkpoint holds "
+                f"{tuple(old.shape)} and {old.dtype}. Resume with the arguments that the run was started with."
+            )
+
+    def add_state(self, name: str, initial: Tensor) -> None:
+        """Declare small state that is not per sample; what a checkpoint holds under that name is kept."""
+        self.state.setdefault(name, initial.to(self.losses.device))
+
+    def replace_scores(self: _Table, scores: Tensor) -> _Table:
+        """Return a view of this table whose :attr:`scores` are ``scores`` ``(n,)``; everything else is shared."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__, _scores=scores)
+        return view
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Return all per-sample state on the CPU: ``indices``, ``losses``, ``counts``, and the methods' columns."""
+        ids = torch.arange(self.num_samples)
+        table = {"indices": ids, "losses": self.losses, "counts": self.counts, **self._columns}
+        return {name: values.detach().cpu().clone() for name, values in table.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` as ``.npz`` (also without a suffix) or ``.parquet`` (extra ``export``).
+
+        The file is written beside the target and renamed, so an interrupted write leaves an old file intact.
+
+        Raises:
+            ValueError: If the suffix is another one.
+            ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
+        """
+        path = Path(path)
+        save_table(self.to_dict(), path if path.suffix else path.with_suffix(".npz"))
+
+    def _allocate(self, num_samples: int, device: torch.device) -> None:
+        """Start with nothing known of ``num_samples`` samples."""
+        self._losses = torch.full((num_samples,), math.nan, device=device)
+        self._counts = torch.zeros(num_samples, dtype=torch.int32, device=device)
+        self._columns, self.state = {}, {}
+
+    def _table_state(self) -> dict[str, Any]:
+        """Return the table as plain tensors on the CPU, for a checkpoint."""
+        return {
+            "num_samples": self.num_samples,
+            "losses": self.losses.cpu().clone(),
+            "counts": _narrow(self.counts.cpu()),
+            "columns": {name: values.cpu().clone() for name, values in self._columns.items()},
+            "state": {name: values.cpu().clone() for name, values in self.state.items()},
+        }
+
+    def _load_table(self, state: dict[str, Any], num_samples: int, device: torch.device) -> None:
+        """Take over what :meth:`_table_state` returned, for a dataset of ``num_samples``."""
+        if state["num_samples"] != num_samples:
+            raise changed_length(state["num_samples"], num_samples)
+        self._losses = state["losses"].to(device)
+        self._counts = state["counts"].to(device, torch.int32)
+        self._columns = {name: values.to(device) for name, values in state.get("columns", {}).items()}
+        self.state = {name: values.to(device) for name, values in state.get("state", {}).items()}
+
+
+def changed_length(before: int, now: int) -> MisconfigurationException:
+    """Return the error for per-sample state of a dataset of another length."""
+    return MisconfigurationException(
+        f"Expected the training dataset of {before} samples that the per-sample state belongs to, but got {now}. "
+        "Resume with the same dataset, or start a new run."
+    )
+
+
+def _allocated(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("Expected per-sample state, but there is none before training starts. Run `trainer.fit`.")
+    return tensor
+
+
+def _narrow(counts: Tensor) -> Tensor:
+    """Return non-negative counts in the smallest integer type that holds them."""
+    top = int(counts.max())
+    dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if top <= torch.iinfo(t).max)
+    return counts.to(dtype, copy=True)
