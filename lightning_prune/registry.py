@@ -407,8 +407,8 @@ class ScoreRegistry(SampleTable, Callback):
         if state["step_size"] != running.step_size:
             raise MisconfigurationException(
                 f"Expected {state['step_size']} samples per step (batch size times devices), as when the checkpoint "
-                f"was written in the middle of epoch {state['epoch']}, but got {running.step_size}. Resume with the same "
-                "batch size and number of devices, or from a checkpoint of an epoch's end."
+                f"was written in the middle of epoch {state['epoch']}, but got {running.step_size}. Resume with "
+                "the same batch size and number of devices, or from a checkpoint of an epoch's end."
             )
         running.continue_from(state["batches_done"], local["log"])
         if trainer.current_epoch == self._epoch:
@@ -462,5 +462,6 @@ def _check_module(pl_module: LightningModule, method: PruningCallback | None) ->
             rank_zero_warn(
                 f"`{owner.__name__}.lr_scheduler_step` hides the one of `WeightedLossMixin`, so step-interval "
                 "schedules follow the shorter epochs only if it steps the scheduler "
-                "`self.pruned_scheduler_calls(scheduler)` times. If that is not wanted, pass `scale_lr_schedule=False` to the pruning callback."
+                "`self.pruned_scheduler_calls(scheduler)` times. If that is not wanted, pass "
+                "`scale_lr_schedule=False` to the pruning callback."
             )

@@ -79,7 +79,8 @@ class InfoBatch(PruningCallback):
 
     About 60-80 % of the losses lie below the mean, so 0.5 saves about 30-40 % of the sample-steps
     (`prune/saved_fraction` shows what was really saved). The kept ones of them are weighted by
-    ``1 / (1 - prune_ratio)``: the expected gradient is that of the full data. The last epochs train on everything ("annealing").
+    ``1 / (1 - prune_ratio)``: the expected gradient is that of the full data. The last epochs train on
+    everything ("annealing").
 
     Args:
         prune_ratio: Share of the below-mean samples left out, in [0, 1). Default 0.5, as in the paper.
