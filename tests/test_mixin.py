@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import lightning.pytorch as L  # noqa: N812
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,13 +217,33 @@ def test_compiles_into_one_graph_without_breaks():
     assert model.counter.frame_count <= 2  # one, and one with a dynamic batch size for the short last batches
 
 
-def test_whole_module_compiles():
+class Bare(WeightedLossMixin, L.LightningModule):
+    """Nothing but a loss in the step, so that the whole of it can be traced."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(8, 2)
+
+    def training_step(self, batch, batch_idx):
+        return self.weighted_loss(F.cross_entropy(self.layer(batch[0]), batch[1], reduction="none"))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_whole_module_compiles_without_breaks():
+    from torch._dynamo.testing import CompileCounter
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
-    trainer, plain = make_trainer(Keep(1.0, 0.5, weight=1.5), max_epochs=3), Model()
-    trainer.fit(torch.compile(plain, backend="eager"), make_loader())
-    reference, model = make_trainer(Keep(1.0, 0.5, weight=1.5), max_epochs=3), Model()
-    reference.fit(model, make_loader())
-    assert torch.equal(plain.layer.weight, model.layer.weight)
+    counters.clear()
+    models, counter = (Bare(), Bare()), CompileCounter()
+    for model, given in zip(models, (models[0], torch.compile(models[1], backend=counter)), strict=True):
+        make_trainer(Keep(1.0, 0.5, 0.75, weight=1.5), max_epochs=5).fit(given, make_loader())
+    assert torch.allclose(models[0].layer.weight, models[1].layer.weight)
+    assert not counters["graph_break"]
+    assert 1 <= counter.frame_count <= 2
 
 
 def test_step_record_is_not_copied_with_the_module():

@@ -58,7 +58,7 @@ def check_targets(value: object, *, rows: int) -> Tensor:
     if value.dtype not in _INTEGERS or value.shape != (rows,):
         raise ValueError(
             f"Expected `targets` to be class ids of shape ({rows},) and integer dtype, but got shape "
-            f"{tuple(value.shape)} and {value.dtype}. Mixed targets (mixup, cutmix, soft labels) have no class to score: "
-            "pass the logits and class ids of an unmixed view."
+            f"{tuple(value.shape)} and {value.dtype}. Mixed targets (mixup, cutmix, soft labels) have no class to "
+            "score: pass the logits and class ids of an unmixed view."
         )
     return value.detach().long()

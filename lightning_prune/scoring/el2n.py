@@ -21,7 +21,8 @@ def error_norm(logits: Tensor, targets: Tensor) -> Tensor:
         tensor([0.7071])
     """
     probs = logits.float().softmax(1)
-    return (probs - F.one_hot(targets, probs.shape[1])).norm(dim=1)
+    errors = probs - F.one_hot(targets, probs.shape[1])
+    return torch.linalg.vector_norm(errors, dim=1)
 
 
 class EL2N(Tracker):
@@ -49,7 +50,7 @@ class EL2N(Tracker):
     def __init__(self, num_samples: int | None = None, num_epochs: int = 10) -> None:
         super().__init__(num_samples, num_epochs=num_epochs)
 
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the error norms ``(B,)``."""
         return error_norm(logits, targets)
 

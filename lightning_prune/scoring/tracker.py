@@ -58,8 +58,8 @@ class Tracker:
 
     # ------------------------------------------------------------------------------------------- what a subclass says
 
-    def measure(self, **inputs: Tensor) -> Tensor:
-        """Return what a visit shows of each sample, ``(B,)`` or ``(B, m)`` float32; ``inputs`` are those in ``needs``."""
+    def measure(self, *args: Any, **inputs: Any) -> Tensor:
+        """Return what a visit shows of each sample, ``(B,)`` or ``(B, m)`` float32, from the inputs in ``needs``."""
         raise NotImplementedError
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
@@ -67,12 +67,12 @@ class Tracker:
         return {"value": torch.full((num_samples,), torch.nan, device=values.device)}
 
     def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-        """Return the state ``(B, ...)`` of the visited samples after the visit; the last value wins unless overridden."""
+        """Return the state ``(B, ...)`` of samples after a visit; unless overridden, that of the last value."""
         return {"value": values}
 
     def score(self) -> Tensor:
         """Return the scores ``(n,)`` of the state, NaN where there is none."""
-        return self.state["value"]
+        return self.state["value"].clone()
 
     # ---------------------------------------------------------------------------------------------------- public API
 
@@ -133,13 +133,13 @@ class Tracker:
                 f"Expected at least {self.min_epochs} recorded epochs for a score of {self!r}, but got too few in "
                 f"{self.epoch} epochs. Train longer or choose a shorter window."
             )
-        return scores.clone() if self.state.get("value") is scores else scores
+        return scores
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but ``num_samples``."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in {"self", "num_samples"}]
-        return {name: getattr(self, name) for name in names}
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names if name not in {"self", "num_samples"}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything recorded, as plain tensors on the CPU and numbers."""
@@ -160,7 +160,7 @@ class Tracker:
         Raises:
             ValueError: If it is of another method, other parameters, another dataset length or a newer version.
         """
-        expected = {"method": type(self).__name__, "parameters": self.parameters}
+        expected: dict[str, Any] = {"method": type(self).__name__, "parameters": self.parameters}
         if self.num_samples is not None and state_dict["num_samples"] is not None:
             expected["num_samples"] = self.num_samples
         for name, value in expected.items():

@@ -1,0 +1,172 @@
+"""What cannot work says so before the first step, and says what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
+from tests.helpers import Keep, Model, PlainModel, make_dataset, make_loader, make_trainer
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(make_dataset())
+
+
+class OwnBatches(Sampler):
+    def __iter__(self):
+        yield [0, 1]
+
+    def __len__(self):
+        return 1
+
+
+data = make_dataset()
+LOADERS = {
+    "iterable": (lambda: DataLoader(Stream(), 4), "IterableDataset `Stream`"),
+    "no_batches": (lambda: DataLoader(data, batch_size=None), "batch_size=None"),
+    "batch_sampler": (lambda: DataLoader(data, batch_sampler=OwnBatches()), "`OwnBatches` has none"),
+    "weighted": (
+        lambda: DataLoader(data, 4, sampler=WeightedRandomSampler(torch.ones(40), 40)),
+        "`WeightedRandomSampler`",
+    ),
+    "subset_sampler": (lambda: DataLoader(data, 4, sampler=SubsetRandomSampler(range(10))), "torch.utils.data.Subset"),
+    "replacement": (lambda: DataLoader(data, 4, sampler=RandomSampler(data, replacement=True)), "`RandomSampler`"),
+    "fewer": (lambda: DataLoader(data, 4, sampler=RandomSampler(data, num_samples=10)), "`RandomSampler`"),
+    "list": (lambda: [1, 2, 3], "Expected a `torch.utils.data.DataLoader`"),
+    "dict": (lambda: {"a": make_loader(), "b": make_loader()}, r"ScoreRegistry\(loader=...\).*\['a', 'b'\]"),
+    "two": (lambda: [make_loader(), make_loader()], r"ScoreRegistry\(loader=...\).*\[0, 1\]"),
+    "empty": (lambda: DataLoader(Subset(data, []), 4), "at least one sample"),
+}
+if "in_order" in DataLoader.__init__.__code__.co_varnames:
+    LOADERS["in_order"] = (lambda: make_loader(num_workers=2, in_order=False), "in_order=True")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders(name):
+    make, match = LOADERS[name]
+    model, trainer = Model(), make_trainer(InfoBatch())
+    with pytest.raises(MisconfigurationException, match=match):
+        trainer.fit(model, make())
+    assert not model.seen
+
+
+@pytest.mark.parametrize("key", ["c", 5])
+def test_unknown_loader_key(key):
+    with pytest.raises(MisconfigurationException, match=r"one of the train DataLoaders \['a', 'b'\], but got"):
+        make_trainer(ScoreRegistry(loader=key), InfoBatch()).fit(Model(), {"a": make_loader(), "b": make_loader()})
+
+
+def test_overfit_batches():
+    with pytest.raises(MisconfigurationException, match="overfit_batches=0.*limit_train_batches"):
+        make_trainer(InfoBatch(), overfit_batches=2).fit(Model(), make_loader())
+
+
+def test_two_methods():
+    with pytest.raises(MisconfigurationException, match="Expected one pruning method, but got 2"):
+        make_trainer(InfoBatch(), RandomPruning()).fit(Model(), make_loader())
+
+
+def test_two_registries():
+    with pytest.raises((MisconfigurationException, RuntimeError), match="ScoreRegistry"):
+        make_trainer(ScoreRegistry(), ScoreRegistry(), InfoBatch()).fit(Model(), make_loader())
+
+
+def test_module_without_the_mixin():
+    with pytest.raises(MisconfigurationException, match=r"class PlainModel\(WeightedLossMixin, LightningModule\)"):
+        make_trainer(InfoBatch()).fit(PlainModel(), make_loader())
+
+
+def test_replaced_loader():
+    class Replaces(InfoBatch):
+        def on_fit_start(self, trainer, pl_module):
+            trainer.fit_loop.setup_data()
+            trainer.fit_loop._combined_loader.flattened = [make_loader()]
+
+    with pytest.raises(MisconfigurationException, match="something replaced it"):
+        make_trainer(Replaces()).fit(Model(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("selection", "error", "match"),
+    [
+        (lambda: Selection(torch.tensor([], dtype=torch.long)), ValueError, "at least one sample"),
+        (lambda: Selection(torch.tensor([1, 40])), ValueError, r"ids in \[0, 40\)"),
+        (lambda: Selection(torch.tensor([-1, 3])), ValueError, r"got ids in \[-1, 3\]"),
+        (lambda: Selection(torch.tensor([3, 3])), ValueError, "without repeats, but 1 ids"),
+        (lambda: Selection(torch.tensor([3]), torch.tensor([float("nan")])), ValueError, "finite weights"),
+        (lambda: Selection(torch.tensor([3]), torch.tensor([-1.0])), ValueError, "finite weights"),
+        (lambda: torch.tensor([3]), TypeError, "`Bad.select` to return a Selection, but got Tensor"),
+        (lambda: Selection(torch.tensor([1.0])), TypeError, "int64 tensor, but got torch.float32"),
+        (lambda: Selection(torch.tensor([[1]])), ValueError, r"shape \(k,\)"),
+        (lambda: Selection(torch.tensor([1]), torch.ones(2)), ValueError, "shape of `indices`"),
+        (lambda: Selection(torch.tensor([1]), torch.tensor([1])), TypeError, "floating-point tensor"),
+    ],
+)
+def test_selections_of_authors(selection, error, match):
+    class Bad(PruningCallback):
+        def select(self, registry, epoch, generator):
+            return selection()
+
+    with pytest.raises(error, match=match):
+        make_trainer(Bad()).fit(Model(), make_loader())
+
+
+def test_method_without_select():
+    with pytest.raises(NotImplementedError, match="PruningCallback must override `select"):
+        make_trainer(PruningCallback()).fit(Model(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"seed": -1}, ValueError, "`seed` to be an int >= 0, but got -1"),
+        ({"seed": 1.5}, TypeError, "`seed` to be an int >= 0, but got 1.5"),
+        ({"warmup_epochs": -1}, ValueError, "`warmup_epochs` to be an int >= 0"),
+        ({"warmup_epochs": True}, TypeError, "`warmup_epochs` to be an int"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", [InfoBatch, RandomPruning])
+def test_shared_arguments(method, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        method(**kwargs)
+
+
+def test_overridden_iter_is_warned_about():
+    class Skips(DataLoader):
+        def __iter__(self):
+            return super().__iter__()
+
+    with pytest.warns(UserWarning, match="`Skips` overrides `__iter__`"):
+        make_trainer(InfoBatch()).fit(Model(), Skips(data, 4, shuffle=True))
+
+
+def test_a_refused_fit_can_be_mended():
+    """After each refusal the trainer is as it was: the same callbacks work with another loader."""
+    trainer, model = make_trainer(InfoBatch()), Model()
+    with pytest.raises(MisconfigurationException):
+        trainer.fit(model, DataLoader(Stream(), 4))
+    assert type(trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
+    trainer.fit(model, make_loader())
+    assert model.epoch_batches(1) == [10]
+
+
+def test_plain_samplers_are_fine():
+    for sampler in (SequentialSampler(data), RandomSampler(data)):
+        make_trainer(Keep(0.5), max_epochs=1).fit(Model(), DataLoader(data, 4, sampler=sampler))
+    loader = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 4, True))
+    make_trainer(Keep(0.5), max_epochs=1).fit(Model(), loader)
