@@ -149,7 +149,7 @@ class RunningEpoch:
         logs = log[None]
         if self.plan.world_size > 1:
             logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
-            torch.distributed.all_gather_into_tensor(logs, log.contiguous())
+            torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
         values, indices = self.plan.unshard(logs), self.plan.order.to(self.device)
         positions = (values[0] != ABSENT).nonzero().squeeze(1)
         if len(positions) < len(indices):

@@ -21,8 +21,8 @@ def error_norm(logits: Tensor, targets: Tensor) -> Tensor:
         tensor([0.7071])
     """
     probs = logits.float().softmax(1)
-    errors = probs - F.one_hot(targets, probs.shape[1])
-    return torch.linalg.vector_norm(errors, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(probs - F.one_hot(targets, probs.shape[1]), dim=1)
+    return norms
 
 
 class EL2N(Tracker):

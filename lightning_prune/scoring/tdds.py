@@ -37,9 +37,9 @@ def tdds(probs: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
     logs = (probs + EPS).log()
     steps = (probs[1:] * (logs[1:] - logs[:-1])).abs().sum(2)
     windows = steps.unfold(0, window - 1, 1)
-    spread = torch.linalg.vector_norm(windows - windows.mean(2, keepdim=True), dim=2)
+    spread: Tensor = torch.linalg.vector_norm(windows - windows.mean(2, keepdim=True), dim=2)
     ages = torch.arange(len(spread) - 1, -1, -1, device=probs.device, dtype=probs.dtype)
-    return (decay * (1 - decay) ** ages[:, None] * spread).sum(0)
+    return (decay * torch.pow(1 - decay, ages[:, None]) * spread).sum(0)
 
 
 class TDDS(Tracker):
