@@ -95,8 +95,6 @@ def save(trainer: Any, model: Any, folder: Path, name: str) -> None:
     torch.save(result, folder / f"{name}.{trainer.global_rank}.pt")
 
 
-
-
 def run_resume(folder: Path) -> None:
     def fit(name: str, ckpt_path: Path | None = None) -> None:
         checkpoint = ModelCheckpoint(folder / name, "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -81,7 +81,7 @@ def test_accumulation_steps_at_each_epochs_end():
     ("limit", "expected"), [(6, [6, 5, 6, 6]), (0.5, [5, 2, 5, 4]), (1, [1, 1, 1, 1])], ids=["int", "float", "one"]
 )
 def test_limit_train_batches(limit, expected):
-    trainer, model = fit(limit_train_batches=limit)
+    _, model = fit(limit_train_batches=limit)
     assert model.epoch_batches(4) == expected
     assert [batches for _, batches in model.validated] == expected
 
@@ -93,7 +93,7 @@ def test_max_steps():
 
 
 def test_fast_dev_run():
-    trainer, model = fit(fast_dev_run=True)
+    _, model = fit(fast_dev_run=True)
     assert model.epoch_batches(1) == [1]
 
 

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
-from tests.helpers import Keep, Model, make_dataset, make_loader, make_trainer, registry_of
 from lightning_prune import ScoreRegistry, Selection
+from tests.helpers import Keep, Model, make_dataset, make_loader, make_trainer, registry_of
 
 SHARES = (0.5, 0.75, 1.0)
 

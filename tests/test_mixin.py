@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
-import lightning.pytorch as L  # noqa: N812
+import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -239,7 +239,7 @@ def test_whole_module_compiles_without_breaks():
     torch._dynamo.reset()
     counters.clear()
     models, counter = (Bare(), Bare()), CompileCounter()
-    for model, given in zip(models, (models[0], torch.compile(models[1], backend=counter)), strict=True):
+    for given in (models[0], torch.compile(models[1], backend=counter)):
         make_trainer(Keep(1.0, 0.5, 0.75, weight=1.5), max_epochs=5).fit(given, make_loader())
     assert torch.allclose(models[0].layer.weight, models[1].layer.weight)
     assert not counters["graph_break"]

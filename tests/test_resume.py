@@ -41,7 +41,9 @@ def fit(method, folder, ckpt_path=None, *, dropout=0.0, loader=None, schedule=on
         ModelCheckpoint(folder / "end", name, save_on_train_epoch_end=True, save_top_k=-1),
     ]
     if validate:
-        checkpoints.append(ModelCheckpoint(folder / "val", name, "val_loss", save_on_train_epoch_end=False, save_top_k=-1))
+        checkpoints.append(
+            ModelCheckpoint(folder / "val", name, "val_loss", save_on_train_epoch_end=False, save_top_k=-1)
+        )
     trainer = make_trainer(METHODS[method](), *checkpoints, enable_checkpointing=True, **{"max_epochs": 5, **kwargs})
     model = Model(schedule, dropout)
     torch.manual_seed(9)

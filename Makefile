@@ -1,0 +1,43 @@
+# Everything a user or contributor needs; each target sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo lint types test test-min bench clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip install -q -p $(BIN)/python -c constraints.txt -e ".[dev,examples]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m examples.digits.demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+# Lint, types, doctests (collected from the package by pytest) and the test suite.
+test: lint types
+	$(BIN)/python -m pytest -n 2 --dist loadscope -q
+
+# The same suite on the lowest versions that are supported and install here.
+test-min:
+	test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
+	.venv-min/bin/python -m pip install -q uv
+	.venv-min/bin/uv pip install -q -p .venv-min/bin/python -c constraints-min.txt -e ".[dev,examples]"
+	.venv-min/bin/python -m pytest -n 2 --dist loadscope -q
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) .venv-min .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,121 @@
+"""The command line: LightningCLI with every pruning method known by its short class name."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import lightning_prune
+
+_NOISE = (
+    "Not a valid subclass",
+    "<class 'NoneType'>",
+    "<class 'list'>",
+    "'lightning.Callback'",
+    "'lightning.pytorch.Callback'",
+    "list[",
+)
+
+
+def readable(message: str) -> str:
+    """Shorten a parser's message about a union of types to the lines that name the mistake.
+
+    Example:
+        >>> print(readable('''Parser key "trainer.callbacks":
+        ...   Does not validate against any of the Union subtypes
+        ...   Errors:
+        ...     - Problem with given class_path 'lightning_prune.InfoBatch':
+        ...         Option 'prune_rat' is not accepted
+        ...     - Expected a <class 'NoneType'>
+        ...   Given value: ...'''))
+        Parser key "trainer.callbacks":
+          Problem with given class_path 'lightning_prune.InfoBatch':
+              Option 'prune_rat' is not accepted
+    """
+    head, _, rest = message.partition("Errors:\n")
+    if not rest:
+        return message
+    body = re.split(r"\n *Given value", rest)[0]
+    problems = [problem.strip() for problem in re.split(r"(?m)^ *- ", body) if problem.strip()]
+    told = [problem for problem in problems if not any(noise in problem.splitlines()[0] for noise in _NOISE)]
+    key = next((line for line in head.splitlines() if line.strip()), "")
+    lines = [key, *("  " + re.sub(r"(?m)^ +", "      ", problem) for problem in told or problems)]
+    if any("import path" in problem for problem in told):
+        methods = [name for name in lightning_prune.__all__ if _is_method(name)]
+        lines.append(f"  No class of that name is known. Pruning methods: {', '.join(methods)}.")
+    return "\n".join(lines)
+
+
+def _is_method(name: str) -> bool:
+    thing, base = getattr(lightning_prune, name), lightning_prune.PruningCallback
+    return isinstance(thing, type) and issubclass(thing, base) and thing is not base
+
+
+class _Parser(LightningArgumentParser):
+    """A parser that answers a mistake with the mistake, not with a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"error: {readable(message)}\nFor all arguments: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Saves the configuration into the run's folder; without a logger there is none, and nothing is overwritten."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.logger is not None:
+            super().setup(trainer, pl_module, stage)
+
+
+class PruneCLI(LightningCLI):
+    """LightningCLI whose complaints about a configuration are one readable message and exit code 2."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Use a parser with short messages; the rest is LightningCLI's."""
+        kwargs.setdefault("dump_header", [f"lightning_prune=={lightning_prune.__version__}"])
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in yaml.")
+        return parser
+
+    def instantiate_classes(self) -> None:
+        """Build the configured objects; what an ``__init__`` refuses is the user's to mend, not a traceback."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            self.parser.error(_first_cause(error))
+
+
+def _first_cause(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(error)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``lightning-prune fit|validate|test|predict --config FILE``.
+
+    ``--print_config`` explains every argument; ``--print_config=skip_null`` and the like are passed on.
+
+    Args:
+        args: The arguments. None: those of the command line.
+    """
+    sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules, as `python -m` would
+    explained: list[str] | None
+    explained = [
+        "--print_config=comments" if arg == "--print_config" else arg
+        for arg in (sys.argv[1:] if args is None else args)
+    ]
+    if args is None:
+        sys.argv[1:], explained = explained, None
+    PruneCLI(args=explained, save_config_callback=_SaveConfig)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""From yaml: what a user runs, what `--print_config` tells, and how a mistake ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_prune.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
+
+ROOT = Path(__file__).parent.parent
+CONFIG = str(ROOT / "examples" / "digits" / "infobatch.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as error:
+        main(["fit", *args])
+    assert error.value.code == 2
+    out = capsys.readouterr().err
+    message = out[out.index("error:") :]
+    assert "Traceback" not in out
+    assert len(message.splitlines()) <= 8
+    return message
+
+
+def test_fit_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "lightning_prune.cli", "fit", "--config", CONFIG, "--trainer.max_epochs=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prune/kept" in done.stdout
+    assert "max_epochs=2` reached" in done.stderr
+
+
+def test_fit_in_process(tmp_path):
+    main(["fit", "--config", CONFIG, "--trainer.fast_dev_run=true", "--trainer.callbacks.prune_ratio=0.25"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_print_config_shows_defaults_and_help(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["fit", "--config", CONFIG, "--print_config"])
+    assert error.value.code == 0
+    out = capsys.readouterr().out
+    config = yaml.safe_load(out)
+    assert config["trainer"]["callbacks"] == [
+        {
+            "class_path": "lightning_prune.InfoBatch",
+            "init_args": {
+                "prune_ratio": 0.5,
+                "anneal_ratio": 0.875,
+                "mode": "exact",
+                "seed": None,
+                "warmup_epochs": 0,
+                "scale_lr_schedule": True,
+                "log": True,
+            },
+        }
+    ]
+    assert "# Share of the below-mean samples left out" in out
+
+
+@pytest.mark.parametrize(
+    ("argument", "match"),
+    [
+        ("--trainer.callbacks.prune_ratio=1.5", "Expected `prune_ratio` to be a number in [0, 1), but got 1.5."),
+        ("--trainer.callbacks.prune_ratio=much", "Expected a <class 'float'>. Got value: much"),
+        ("--trainer.callbacks.prune_rat=0.5", "Option 'prune_rat' is not accepted"),
+        ("--trainer.callbacks.mode=sometimes", "['exact', 'bernoulli']. Got value: sometimes"),
+        ("--trainer.callbacks=InfoBach", "Pruning methods: "),
+        ("--trainer.callbacks.seed=-1", "Expected `seed` to be an int >= 0, but got -1."),
+    ],
+)
+def test_mistakes_end_in_one_message(argument, match, capsys):
+    assert match in fails(capsys, "--config", CONFIG, argument)
+
+
+def test_mistakes_in_the_file(capsys, tmp_path):
+    config = yaml.safe_load(Path(CONFIG).read_text())
+    config["trainer"]["callbacks"][0]["init_args"] = {"prune_ration": 0.5}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
+    assert "prune_ration" in fails(capsys, "--config", "bad.yaml")
+    assert "nowhere.yaml" in fails(capsys, "--config", "nowhere.yaml")
+
+
+def test_config_is_saved_beside_the_logs_only(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    args = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    main(["fit", "--config", CONFIG, *args, "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+          "--trainer.logger.save_dir=logs"])  # fmt: skip
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    saved = yaml.safe_load(next(tmp_path.glob("logs/**/config.yaml")).read_text())
+    assert saved["trainer"]["callbacks"][0]["class_path"] == "lightning_prune.InfoBatch"
+
+
+def test_importing_needs_no_extras():
+    """Neither jsonargparse nor any optional dependency is imported with the package."""
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules); import lightning_prune; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
+        "print(sorted(new & {'jsonargparse', 'matplotlib', 'sklearn', 'timm', 'pyarrow', 'scipy', 'pandas'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
