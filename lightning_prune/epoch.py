@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.mixin import ABSENT, StepRecord, wrong_length
-from lightning_prune.plan import EpochPlan, Selection
+from lightning_prune.plan import EpochPlan, Selection, ids_of
 from lightning_prune.sampler import PlanBatchSampler, RecordingBatchSampler
 
 
@@ -20,21 +20,23 @@ class EpochRecord:
     Attributes:
         indices: Sample ids ``(m,)``, int64, without repeats; only samples that have a loss.
         losses: Their losses ``(m,)``, float32, possibly not finite.
-        positions: Their positions ``(m,)`` in the epoch's plan, int64.
+        recorded: Which positions ``(k,)`` of the epoch's plan have a loss; None: all of them.
         step_size: Positions that the ranks together train in one step.
         extra: What the method recorded beside the loss, by name, each ``(m,)`` float32.
     """
 
     indices: Tensor
     losses: Tensor
-    positions: Tensor
+    recorded: Tensor | None
     step_size: int
     extra: dict[str, Tensor]
 
     @cached_property
     def steps(self) -> Tensor:
         """The step ``(m,)``, int64, in which each was trained; a step is the union of the ranks' batches."""
-        return self.positions.div(self.step_size, rounding_mode="floor")
+        recorded = self.recorded
+        positions = torch.arange(len(self.losses), device=self.losses.device) if recorded is None else ids_of(recorded)
+        return positions.div(self.step_size, rounding_mode="floor")
 
 
 class RunningEpoch:
@@ -151,11 +153,12 @@ class RunningEpoch:
             logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
             torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
         values, indices = self.plan.unshard(logs), self.plan.order.to(self.device)
-        positions = (values[0] != ABSENT).nonzero().squeeze(1)
-        if len(positions) < len(indices):
-            values, indices = values[:, positions], indices[positions]
+        present = values[0] != ABSENT
+        complete = bool(present.all())
+        if not complete:
+            values, indices = values[:, present], indices[present]
         extra = dict(zip(self.record_names, values[1:], strict=True))
-        return EpochRecord(indices, values[0], positions, self.step_size, extra)
+        return EpochRecord(indices, values[0], None if complete else present, self.step_size, extra)
 
     def log_state(self) -> Tensor:
         """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""

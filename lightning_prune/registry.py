@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_prune import _trainer
 from lightning_prune.callback import PruningCallback
 from lightning_prune.epoch import RunningEpoch
-from lightning_prune.methods._shared import finite_mean
+from lightning_prune.methods._shared import count_nonfinite, finite_mean
 from lightning_prune.mixin import StepRecord, WeightedLossMixin
 from lightning_prune.plan import Selection, scheduler_calls
 from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_state
@@ -292,7 +292,7 @@ class ScoreRegistry(SampleTable, Callback):
             self.counts.add_(1)
         else:
             self.counts[selection.indices.to(self.counts.device)] += 1
-        nonfinite = int((~record.losses.isfinite()).sum())
+        nonfinite = count_nonfinite(record.losses)
         if nonfinite:
             rank_zero_warn(
                 f"{nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {self._epoch}. These "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def make_generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
@@ -35,6 +36,11 @@ def resolve_generator(generator: torch.Generator | None) -> torch.Generator:
         generator = torch.Generator()
         generator.seed()
     return generator
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """Return a random permutation ``(n,)``; int32 where that suffices, which is half the memory to move."""
+    return torch.randperm(n, generator=generator, dtype=torch.int32 if n < 2**31 else torch.int64)
 
 
 def collect_rng_state() -> dict[str, Any]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import finite_mean
-from lightning_prune.plan import Selection
-from lightning_prune.rng import resolve_generator
+from lightning_prune.methods._shared import below, finite_mean
+from lightning_prune.plan import Selection, ids_of
+from lightning_prune.rng import permutation, resolve_generator
 
 if TYPE_CHECKING:
     from lightning_prune.registry import ScoreRegistry
@@ -58,20 +58,19 @@ def infobatch(
     check_choice("mode", mode, ("exact", "bernoulli"))
     generator = resolve_generator(generator)
     keep_ratio = 1 - prune_ratio
-    low = (scores.double() < finite_mean(scores)) & scores.isfinite()
-    low_ids = low.nonzero().squeeze(1)
+    low = below(scores, finite_mean(scores))
+    low_ids = ids_of(low)
     if mode == "exact":
         expected = keep_ratio * len(low_ids)
         count = int(expected + torch.rand((), generator=generator, dtype=torch.float64).item())
-        drawn = torch.randperm(len(low_ids), generator=generator)[count:]
-        dropped = low_ids[drawn.to(low_ids.device)]
+        drawn = permutation(len(low_ids), generator)[count:]
+        dropped = low_ids.index_select(0, drawn.to(low_ids.device))
     else:
         coins = torch.rand(len(low_ids), generator=generator).to(low_ids.device)
         dropped = low_ids[coins >= keep_ratio]
-    keep = torch.ones_like(low)
-    keep[dropped] = False
-    weights = torch.where(low, 1 / keep_ratio, 1.0)
-    return Selection.from_mask(keep, weights)
+    indices = ids_of(torch.ones_like(low).index_fill_(0, dropped, False))
+    weight_if_low = torch.tensor([1.0, 1 / keep_ratio], device=scores.device)
+    return Selection(indices, weight_if_low.index_select(0, low.index_select(0, indices).int()))
 
 
 class InfoBatch(PruningCallback):
