@@ -265,6 +265,14 @@ def set_max_batches(trainer: Trainer, num_batches: int) -> None:
         trainer.val_check_batch = min(interval, num_batches)
 
 
+def finish_batch_progress(trainer: Trainer, batches_done: int) -> None:
+    """Count the batch in whose end hook a checkpoint was written as done; Lightning before 2.5.1 would repeat it."""
+    loop = trainer.fit_loop.epoch_loop
+    current = loop.batch_progress.current
+    if not hasattr(loop, "restarted_on_train_batch_end") and current.completed < batches_done == current.processed:
+        loop.batch_progress.increment_completed()
+
+
 def iterate(trainer: Trainer, *, keep_rng: bool) -> None:
     """Make a fresh iterator over the loaders, for a plan that the live one was not made with.
 

@@ -413,8 +413,10 @@ class ScoreRegistry(SampleTable, Callback):
         running.continue_from(state["batches_done"], local["log"])
         if trainer.current_epoch == self._epoch:
             self._begun, self._first_epoch = self._epoch, False
-            running.batch_sampler.skip = running.batches_done
-            _trainer.set_epoch_length(trainer)
+            num_batches = _trainer.set_epoch_length(trainer)
+            finished = running.batches_done >= num_batches  # then draw nothing: a limit alone does not stop the iterator
+            running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_done
+            _trainer.finish_batch_progress(trainer, running.batches_done)
             _trainer.iterate(trainer, keep_rng=True)
             self._restore_rng(local)
             return
