@@ -269,7 +269,7 @@ def finish_batch_progress(trainer: Trainer, batches_done: int) -> None:
     """Count the batch in whose end hook a checkpoint was written as done; Lightning before 2.5.1 would repeat it."""
     loop = trainer.fit_loop.epoch_loop
     current = loop.batch_progress.current
-    if not hasattr(loop, "restarted_on_train_batch_end") and current.completed < batches_done == current.processed:
+    if not hasattr(loop, "restarted_on_train_batch_end") and current.completed < batches_done == current.ready:
         loop.batch_progress.increment_completed()
 
 

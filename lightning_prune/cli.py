@@ -89,13 +89,17 @@ class PruneCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException) as error:
-            self.parser.error(_first_cause(error))
+            self.parser.error(_plain_cause(error))
 
 
-def _first_cause(error: BaseException) -> str:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return str(error)
+def _plain_cause(error: BaseException) -> str:
+    """Return our own message if it is in the chain of causes: jsonargparse wraps it in a dump of types."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return next((message for message in chain if message.startswith("Expected `")), chain[0])
 
 
 def main(args: Sequence[str] | None = None) -> None:

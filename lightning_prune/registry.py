@@ -414,7 +414,7 @@ class ScoreRegistry(SampleTable, Callback):
         if trainer.current_epoch == self._epoch:
             self._begun, self._first_epoch = self._epoch, False
             num_batches = _trainer.set_epoch_length(trainer)
-            finished = running.batches_done >= num_batches  # then draw nothing: a limit alone does not stop the iterator
+            finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
             running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_done
             _trainer.finish_batch_progress(trainer, running.batches_done)
             _trainer.iterate(trainer, keep_rng=True)

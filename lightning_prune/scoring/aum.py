@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_choice
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 def target_margin(values: Tensor, targets: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ class AUM(Tracker):
         self.space = space
         self.keep = keep
 
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the margins ``(B,)``."""
-        return target_margin(logits.softmax(1) if self.space == "prob" else logits, targets)
+        return target_margin(batch.probs if self.space == "prob" else batch.logits, batch.targets)
 
     def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
         """Add a visit."""

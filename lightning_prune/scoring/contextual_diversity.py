@@ -42,4 +42,6 @@ def contextual_diversity(
     # 2 d(a, b) = sum (a - b)(log a - log b): own terms once, mixed terms as one product of [a, log a] and [log b, b]
     own = (p * log_p).sum(1)
     left, right = torch.cat([p, log_p], 1), torch.cat([log_p, p], 1)
-    return farthest_first(lambda center: (own - left @ right[center]).add_(own[center]), len(p), k, first, generator)
+    return farthest_first(
+        lambda center: torch.addmv(own, left, right[center], alpha=-1).add_(own[center]), len(p), k, first, generator
+    )

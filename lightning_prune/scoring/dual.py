@@ -55,6 +55,10 @@ class DUAL(DynUnc):
         """Append the newest probability; add the window that it completes."""
         return {**super().fold(old, values), "prob_sum": old["prob_sum"] + values}
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return ``difficulty_mean``."""
+        return {"difficulty_mean": self.difficulty_mean}
+
     @property
     def difficulty_mean(self) -> Tensor:
         """Mean target probability over all visits ``(n,)``, float32; NaN where there is none."""

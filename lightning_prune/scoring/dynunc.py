@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 class DynUnc(Tracker):
@@ -48,14 +48,16 @@ class DynUnc(Tracker):
         drop_last_window: bool = False,
     ) -> None:
         check_int("window", window, low=2)
+        if num_epochs is not None:
+            check_int("num_epochs", num_epochs, low=window + drop_last_window)
         super().__init__(num_samples, num_epochs=num_epochs)
         self.window = window
         self.drop_last_window = drop_last_window
         self.min_epochs = window + drop_last_window
 
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the targets' probabilities ``(B,)``."""
-        return logits.softmax(1).gather(1, targets[:, None]).squeeze(1)
+        return batch.probs.gather(1, batch.targets[:, None]).squeeze(1)
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return no visits, no previous probabilities (NaN) and an empty sum over windows."""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
-def error_norm(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return ``|| softmax(z) - onehot(y) ||_2`` in [0, sqrt 2], ``(B,)`` float32.
+def error_norm(probs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``|| p - onehot(y) ||_2`` in [0, sqrt 2], ``(B,)`` float32.
 
     Args:
-        logits: ``(B, C)``.
+        probs: Predicted probabilities ``(B, C)``.
         targets: Class ids ``(B,)``, int64.
 
     Example:
-        >>> error_norm(torch.zeros(1, 2), torch.tensor([0]))
+        >>> error_norm(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
         tensor([0.7071])
     """
-    probs = logits.float().softmax(1)
-    norms: Tensor = torch.linalg.vector_norm(probs - F.one_hot(targets, probs.shape[1]), dim=1)
+    targets = targets[:, None]
+    errors = probs.float().scatter_add(1, targets, -torch.ones_like(targets, dtype=torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(errors, dim=1)
     return norms
 
 
@@ -50,9 +50,9 @@ class EL2N(Tracker):
     def __init__(self, num_samples: int | None = None, num_epochs: int = 10) -> None:
         super().__init__(num_samples, num_epochs=num_epochs)
 
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the error norms ``(B,)``."""
-        return error_norm(logits, targets)
+        return error_norm(batch.probs, batch.targets)
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return empty sums and visit counts."""

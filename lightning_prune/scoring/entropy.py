@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -44,6 +44,6 @@ class Entropy(Tracker):
     def __init__(self, num_samples: int | None = None) -> None:
         super().__init__(num_samples)
 
-    def measure(self, logits: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the entropies ``(B,)``."""
-        return entropy(logits)
+        return entropy(batch.logits)

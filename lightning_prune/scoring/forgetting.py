@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_choice
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 _VISITED, _CORRECT, _LEARNED = 1, 2, 4
 
@@ -47,10 +47,10 @@ class Forgetting(Tracker):
         super().__init__(num_samples)
         self.never_learned = never_learned
 
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return 1 for a right prediction, 0 for a wrong one, NaN where a logit is, ``(B,)``."""
-        correct = (logits.argmax(1) == targets).float()
-        return torch.where(logits.isnan().any(1), torch.nan, correct)
+        correct = (batch.logits.argmax(1) == batch.targets).float()
+        return torch.where(batch.logits.isnan().any(1), torch.nan, correct)
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return zero events, and no flag set."""

@@ -5,25 +5,26 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_prune.scoring.el2n import EL2N, error_norm
+from lightning_prune.scoring.tracker import Batch
 
 
-def last_layer_grad_norm(logits: Tensor, targets: Tensor, features: Tensor) -> Tensor:
+def last_layer_grad_norm(probs: Tensor, targets: Tensor, features: Tensor) -> Tensor:
     """Return the norm of the cross entropy's gradient by the last layer's weight and bias, ``(B,)`` float32.
 
     The gradient is the outer product of ``p - y`` and ``[h, 1]``, so its norm is ``||p - y|| sqrt(1 + ||h||^2)``: no
     backward pass.
 
     Args:
-        logits: ``(B, C)``.
+        probs: Predicted probabilities ``(B, C)``.
         targets: Class ids ``(B,)``, int64.
         features: Input h of the last linear layer ``(B, D)``.
 
     Example:
         >>> import torch
-        >>> last_layer_grad_norm(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[1.0]]))
+        >>> last_layer_grad_norm(torch.tensor([[0.5, 0.5]]), torch.tensor([0]), torch.tensor([[1.0]]))
         tensor([1.0000])
     """
-    return error_norm(logits, targets) * (1 + features.float().square().sum(1)).sqrt()
+    return error_norm(probs, targets) * (1 + features.float().square().sum(1)).sqrt()
 
 
 class GraNd(EL2N):
@@ -45,6 +46,6 @@ class GraNd(EL2N):
 
     needs = ("logits", "targets", "features")
 
-    def measure(self, logits: Tensor, targets: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
+    def measure(self, batch: Batch) -> Tensor:
         """Return the gradient norms ``(B,)``."""
-        return last_layer_grad_norm(logits, targets, features)
+        return last_layer_grad_norm(batch.probs, batch.targets, batch.features)

@@ -43,7 +43,11 @@ def kcenter(features: Tensor, k: int, *, first: int | None = None, generator: to
     points = points - points.mean(0)  # |x|^2 + |y|^2 - 2 xy cancels least around the origin
     norms = points.square().sum(1)
     return farthest_first(
-        lambda center: (norms - 2 * (points @ points[center])).add_(norms[center]), len(points), k, first, generator
+        lambda center: torch.addmv(norms, points, points[center], alpha=-2).add_(norms[center]),
+        len(points),
+        k,
+        first,
+        generator,
     )
 
 

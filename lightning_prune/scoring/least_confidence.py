@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 class LeastConfidence(Tracker):
@@ -33,6 +33,6 @@ class LeastConfidence(Tracker):
     def __init__(self, num_samples: int | None = None) -> None:
         super().__init__(num_samples)
 
-    def measure(self, logits: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the largest probabilities ``(B,)``."""
-        return logits.softmax(1).amax(1)
+        return batch.probs.amax(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 class Margin(Tracker):
@@ -30,7 +30,7 @@ class Margin(Tracker):
     def __init__(self, num_samples: int | None = None) -> None:
         super().__init__(num_samples)
 
-    def measure(self, logits: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the gaps ``(B,)``."""
-        largest = logits.softmax(1).topk(2).values
+        largest = batch.probs.topk(2).values
         return largest[:, 0] - largest[:, 1]

@@ -52,21 +52,26 @@ def prune4rel(
     check_ratio("threshold", threshold)
     check_number("temperature", temperature, "a number > 0", float(temperature) > 0)
     confidence = probs.double().amax(1) / temperature
-    log_rise = confidence + torch.log(-torch.expm1(-2 * confidence))  # log(2 sinh(conf))
     neighbours = torch.zeros_like(confidence)
-    chosen = torch.zeros_like(confidence)
+    gains = _log_gain(neighbours, confidence)
     order = []
     for _ in range(k):
-        # tanh(a) - tanh(b) = sinh(a - b) / (cosh a cosh b)
-        gain = log_rise - _log_cosh(neighbours + confidence) - _log_cosh(neighbours) + chosen
-        best = gain.argmax()
-        chosen[best] = -torch.inf
-        similarity = (points @ points[best]).add_(1).div_(2)
-        neighbours += torch.where(similarity > threshold, similarity, 0) * confidence[best]
+        best = gains.argmax()
         order.append(best)
+        cosines = points @ points[best]
+        near = (cosines > 2 * threshold - 1).nonzero().squeeze(1)  # nothing changes elsewhere
+        neighbours[near] += (1 + cosines[near]) / 2 * confidence[best]
+        gains[near] = torch.where(gains[near].isinf(), gains[near], _log_gain(neighbours[near], confidence[near]))
+        gains[best] = -torch.inf
     return torch.stack(order)
 
 
+def _log_gain(neighbours: Tensor, confidence: Tensor) -> Tensor:
+    """Return ``log(tanh(N + c) - tanh(N)) = log sinh(c) - log cosh(N + c) - log cosh(N)``, up to a constant."""
+    log_sinh = confidence + torch.log(-torch.expm1(-2 * confidence))
+    return log_sinh - _log_cosh(neighbours + confidence) - _log_cosh(neighbours)
+
+
 def _log_cosh(x: Tensor) -> Tensor:
-    """Return ``log(2 cosh x)`` for x >= 0."""
+    """Return ``log cosh x`` for x >= 0, up to a constant."""
     return x + torch.log1p(torch.exp(-2 * x))

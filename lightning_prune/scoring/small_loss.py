@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 
 class SmallLoss(Tracker):
@@ -33,6 +33,6 @@ class SmallLoss(Tracker):
     def __init__(self, num_samples: int | None = None, *, num_epochs: int | None = None) -> None:
         super().__init__(num_samples, num_epochs=num_epochs)
 
-    def measure(self, losses: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the losses ``(B,)``."""
-        return losses
+        return batch.losses

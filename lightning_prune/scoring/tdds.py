@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int, check_ratio
-from lightning_prune.scoring.tracker import Tracker
+from lightning_prune.scoring.tracker import Batch, Tracker
 
 EPS = 1e-8
 _EXACT_UP_TO = 2**13  # elements; a table of 32 KiB has nothing to gain from half precision
@@ -93,6 +93,8 @@ class TDDS(Tracker):
             check_int("num_classes", num_classes, low=2)
         check_int("window", window, low=3)
         check_ratio("decay", decay, closed_low=False, closed_high=True)
+        if num_epochs is not None:
+            check_int("num_epochs", num_epochs, low=window)
         check_choice("precision", precision, ("auto", "float16", "float32"))
         super().__init__(num_samples, num_epochs=num_epochs)
         self.num_classes = num_classes
@@ -100,12 +102,12 @@ class TDDS(Tracker):
         self.decay = decay
         self.precision = precision
 
-    def measure(self, logits: Tensor) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the probabilities ``(B, C)``."""
         expected = self.state["log_probs"].shape[1] if self.state else self.num_classes
-        if expected not in (None, logits.shape[1]):
-            raise ValueError(f"Expected `logits` of {expected} classes, but got {logits.shape[1]}.")
-        return logits.softmax(1)
+        if expected not in (None, batch.logits.shape[1]):
+            raise ValueError(f"Expected `logits` of {expected} classes, but got {batch.logits.shape[1]}.")
+        return batch.probs
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return state of all NaN: no previous visit, no difference, no complete window."""

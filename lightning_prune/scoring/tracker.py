@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,55 @@ from lightning_prune._checks import check_int
 from lightning_prune.scoring._inputs import check_matrix, check_targets
 
 STATE_VERSION = 1
+
+
+class Batch:
+    """A checked training batch, and what several scores make of it, computed once.
+
+    Args:
+        indices: Sample ids ``(B,)``, int64.
+        losses: Per-sample losses ``(B,)``; float32 afterwards, as all floating-point inputs.
+        logits: ``(B, C)``, C >= 2.
+        targets: Class ids ``(B,)``, integer; int64 afterwards.
+        features: Input of the last linear layer ``(B, D)``.
+
+    Raises:
+        TypeError: If an input is of the wrong type.
+        ValueError: If a shape is wrong.
+    """
+
+    def __init__(self, indices: Tensor, **inputs: Tensor | None) -> None:
+        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.dim() != 1:
+            got = f"{indices.dtype} {tuple(indices.shape)}" if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"Expected `indices` to be an int64 tensor of shape (B,), but got {got}.")
+        self.indices = indices
+        self._inputs = {name: _check(name, value, len(indices)) for name, value in inputs.items()}
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._inputs:
+            raise AttributeError(f"Expected one of {sorted(self._inputs)} of the batch, but got {name!r}.")
+        return self._inputs[name]
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """Softmax of the logits ``(B, C)``."""
+        return self.logits.softmax(1)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Position ``(B,)`` of the first occurrence of each sample in the batch."""
+        return first_occurrence(self.indices)
+
+
+def _check(name: str, value: Tensor | None, rows: int) -> Tensor:
+    if name == "targets":
+        return check_targets(value, rows=rows)
+    if name != "losses":
+        return check_matrix(name, value, rows=rows, min_columns=2 if name == "logits" else 1).detach().float()
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"Expected `losses` to have shape ({rows},), but got {got}.")
+    return value.detach().float()
 
 
 class Tracker:
@@ -58,7 +108,7 @@ class Tracker:
 
     # ------------------------------------------------------------------------------------------- what a subclass says
 
-    def measure(self, *args: Any, **inputs: Any) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return what a visit shows of each sample, ``(B,)`` or ``(B, m)`` float32, from the inputs in ``needs``."""
         raise NotImplementedError
 
@@ -76,7 +126,6 @@ class Tracker:
 
     # ---------------------------------------------------------------------------------------------------- public API
 
-    @torch.no_grad()
     def update(
         self,
         indices: Tensor,
@@ -99,16 +148,26 @@ class Tracker:
             TypeError: If an input is of the wrong type.
             ValueError: If an input that this score needs is missing, or a shape is wrong.
         """
-        self._check_indices(indices)
         given = {"losses": losses, "logits": logits, "targets": targets, "features": features}
-        inputs = {name: self._checked(name, given[name], len(indices)) for name in self.needs}
-        if len(indices) == 0 or (self.num_epochs is not None and self.epoch >= self.num_epochs):
+        for name in self.needs:
+            if given[name] is None:
+                raise ValueError(
+                    f"Expected `{name}` for {type(self).__name__}, but got None. Pass "
+                    f"`update(indices, {name}=...)`, in a module `self.weighted_loss(losses, {name}=...)`."
+                )
+        self.record(Batch(indices, **{name: given[name] for name in self.needs}))
+
+    @torch.no_grad()
+    def record(self, batch: Batch) -> None:
+        """Record a training batch that is already checked; several trackers may share one."""
+        if self.num_samples is None:
+            raise ValueError("Expected `num_samples` to be set before the first update, but it is None.")
+        if len(batch.indices) == 0 or (self.num_epochs is not None and self.epoch >= self.num_epochs):
             return
-        values = self.measure(**inputs)
-        indices = indices.to(values.device)
-        seen = self._prepare(values)
-        values = values[first_occurrence(indices)]  # copies of a sample in one batch all carry the first one's values
-        fresh = values.isfinite().flatten(1).all(1) if values.dim() > 1 else values.isfinite()
+        values = self.measure(batch)[batch.first]  # copies of a sample in one batch all carry the first one's values
+        indices = batch.indices.to(values.device)
+        seen = self._prepare(values, self.num_samples)
+        fresh = (values if values.dim() == 1 else values.sum(1)).isfinite()
         fresh &= ~seen[indices]
         seen[indices] |= fresh
         old = {name: state[indices] for name, state in self.state.items()}
@@ -134,6 +193,10 @@ class Tracker:
                 f"{self.epoch} epochs. Train longer or choose a shorter window."
             )
         return scores
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return further per-sample values ``(n,)`` that belong in the score file."""
+        return {}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -177,38 +240,14 @@ class Tracker:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.parameters.items())})"
 
-    # ------------------------------------------------------------------------------------------------------- helpers
-
-    def _check_indices(self, indices: Tensor) -> None:
-        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.dim() != 1:
-            got = f"{indices.dtype} {tuple(indices.shape)}" if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"Expected `indices` to be an int64 tensor of shape (B,), but got {got}.")
-        if self.num_samples is None:
-            raise ValueError("Expected `num_samples` to be set before the first update, but it is None.")
-
-    def _checked(self, name: str, value: Tensor | None, rows: int) -> Tensor:
-        if value is None:
-            raise ValueError(
-                f"Expected `{name}` for {type(self).__name__}, but got None. Pass "
-                f"`update(indices, {name}=...)`, in a module `self.weighted_loss(losses, {name}=...)`."
-            )
-        if name == "targets":
-            return check_targets(value, rows=rows)
-        if name == "losses":
-            if value.shape != (rows,):
-                raise ValueError(f"Expected `losses` to have shape ({rows},), but got {tuple(value.shape)}.")
-            return value.detach().float()
-        return check_matrix(name, value, rows=rows, min_columns=2 if name == "logits" else 1).detach().float()
-
-    def _prepare(self, values: Tensor) -> Tensor:
+    def _prepare(self, values: Tensor, num_samples: int) -> Tensor:
         """Have the state on the inputs' device; return who was seen this epoch ``(n,)``."""
-        n = self.num_samples or 0
         if not self.state:
-            self.state = self.initial(n, values)
+            self.state = self.initial(num_samples, values)
         elif next(iter(self.state.values())).device != values.device:
             self.state = {name: state.to(values.device) for name, state in self.state.items()}
         if self._seen is None:
-            self._seen = torch.zeros(n, dtype=torch.bool, device=values.device)
+            self._seen = torch.zeros(num_samples, dtype=torch.bool, device=values.device)
         self._seen = self._seen.to(values.device)
         return self._seen
 

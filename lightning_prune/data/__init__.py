@@ -1,0 +1,23 @@
+"""Label noise and image corruption for experiments, and a loss that corrects labels."""
+
+from lightning_prune.data.corruption import (
+    Fog,
+    GaussianNoise,
+    LowResolution,
+    MotionBlur,
+    Occlusion,
+    corrupt_images,
+)
+from lightning_prune.data.noise import inject_label_noise
+from lightning_prune.data.sop import SOPLoss
+
+__all__ = [
+    "Fog",
+    "GaussianNoise",
+    "LowResolution",
+    "MotionBlur",
+    "Occlusion",
+    "SOPLoss",
+    "corrupt_images",
+    "inject_label_noise",
+]

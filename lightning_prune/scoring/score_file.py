@@ -1,0 +1,135 @@
+"""The score file: what one run found out about every sample, for any later run."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_choice, check_scores
+from lightning_prune.export import atomic_write
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """The content of a score file.
+
+    Attributes:
+        scores: ``(n,)``, float32, by sample id.
+        meta: ``method``, ``keep``, ``parameters``, ``n``, ``date``, ``version``.
+        columns: What else is known of each sample ``(n,)``, for example ``targets``.
+    """
+
+    scores: Tensor
+    meta: dict[str, Any]
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def keep(self) -> Literal["high", "low"]:
+        """Which end of the scores is kept."""
+        return "low" if self.meta.get("keep") == "low" else "high"
+
+
+def save_scores(
+    path: str | PathLike[str],
+    scores: Tensor,
+    *,
+    method: str,
+    keep: Literal["high", "low"],
+    parameters: dict[str, Any] | None = None,
+    columns: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write a score file: npz with ``indices``, ``scores``, a JSON text ``meta``, and the columns by name.
+
+    It is written beside the target and renamed, so a reader never sees half a file.
+
+    Args:
+        path: Where to; ``.npz`` is appended if there is no suffix.
+        scores: ``(n,)`` by sample id. NaN: never scored; such a file is written, but refused by :func:`load_scores`.
+        method: Name of the method.
+        keep: Which end is kept.
+        parameters: Its parameters, plain values.
+        columns: Further values ``(n,)`` by name.
+
+    Returns:
+        The path written.
+
+    Raises:
+        TypeError: If ``scores`` is not a floating-point tensor.
+        ValueError: If a shape, ``keep`` or the suffix is wrong.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".npz")
+    if path.suffix != ".npz":
+        raise ValueError(f"Expected the path of a score file to end in `.npz`, but got '{path}'.")
+    check_scores("scores", scores)
+    check_choice("keep", keep, ("high", "low"))
+    columns = columns or {}
+    for name, values in columns.items():
+        if values.shape != scores.shape or name in {"indices", "scores", "meta"}:
+            raise ValueError(f"Expected column {name!r} of shape {tuple(scores.shape)} under a name of its own.")
+    meta = {
+        "method": method,
+        "keep": keep,
+        "parameters": parameters or {},
+        "n": len(scores),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": FORMAT_VERSION,
+    }
+    arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
+    arrays |= {"indices": np.arange(len(scores)), "scores": scores.detach().float().cpu().numpy()}
+    with atomic_write(path) as file:
+        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> ScoreFile:
+    """Read a score file.
+
+    Args:
+        path: A file that :func:`save_scores` wrote.
+        num_samples: Length of the dataset that the scores must be of. None: any.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a score file, of a newer version, of another dataset length, or has NaN scores.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        indices = torch.from_numpy(arrays.pop("indices"))
+        scores = torch.from_numpy(arrays.pop("scores")).float()
+    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"Expected a score file with `indices`, `scores` and `meta`, but '{path}' is none.") from error
+    if meta.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"Expected a score file of version {FORMAT_VERSION}, but '{path}' has {meta.get('version')}. "
+            "Write it again with the installed lightning-prune, or install the one that wrote it."
+        )
+    n = len(scores)
+    if indices.shape != scores.shape or not torch.equal(indices.sort().values, torch.arange(n)) or meta["n"] != n:
+        raise ValueError(f"Expected each id in [0, {meta['n']}) once in the score file '{path}', but it is not so.")
+    if num_samples is not None and n != num_samples:
+        raise ValueError(
+            f"Expected scores of the {num_samples} samples of the training dataset, but '{path}' has {n}. "
+            "Score the dataset that is pruned."
+        )
+    if missing := int(scores.isnan().sum()):
+        raise ValueError(
+            f"Expected a score for every sample, but {missing} of {n} are NaN in '{path}': they were never scored. "
+            "Score with `drop_last=False` and over more epochs."
+        )
+    order = indices.argsort()
+    columns = {name: torch.from_numpy(values)[order] for name, values in arrays.items()}
+    return ScoreFile(scores[order], meta, columns)

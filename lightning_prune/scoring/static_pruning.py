@@ -1,0 +1,173 @@
+"""Train on a fixed coreset, chosen by scores of an earlier run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_choice, check_ratio
+from lightning_prune.callback import PruningCallback
+from lightning_prune.plan import Selection, num_keep
+from lightning_prune.rng import make_generator
+from lightning_prune.scoring.beta_sampling import beta_sampling
+from lightning_prune.scoring.ccs import ccs
+from lightning_prune.scoring.score_file import ScoreFile, load_scores
+from lightning_prune.scoring.selectors import select_middle, select_per_class, select_top
+
+if TYPE_CHECKING:
+    from lightning_prune.registry import ScoreRegistry
+
+_SELECTORS = ("top", "middle", "ccs", "beta")
+
+
+class StaticPruning(PruningCallback):
+    """Train every epoch on the same coreset; ``prune_ratio`` is the share of all samples left out.
+
+    The coreset is chosen before the first step and is part of the checkpoint: a resumed run keeps it, whatever has
+    become of the score file.
+
+    Args:
+        scores: Path of a score file, or scores ``(n,)`` by sample id.
+        prune_ratio: Share of all samples left out, in [0, 1).
+        selector: ``"top"``: the end that the score's paper keeps. ``"middle"``: around the median, for Moderate.
+            ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function of scores and k
+            that returns ids.
+        keep: End that ``"top"`` keeps. None: what the score file says; of a tensor, ``"high"``.
+        class_balanced: Apply the selector inside every class, with a budget in proportion to its size. Needs labels:
+            from ``targets``, or from a file that :class:`ScoreRecorder` wrote.
+        targets: Class ids ``(n,)`` for ``class_balanced``.
+        selector_args: Further arguments of the selector: for ``"ccs"`` ``hard_cutoff``, ``num_strata`` and
+            ``cutoff_scores`` (tensor or path of an AUM file; of scores other than AUM a cutoff needs it), for
+            ``"beta"`` ``c_d`` and ``difficulty_mean`` (in a DUAL file already).
+        seed: Seed of the selectors that draw. None: the global seed set by Lightning, else 0.
+        warmup_epochs: Epochs at the start that train on everything.
+        scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
+        log: Log ``prune/*`` once an epoch.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range; before the first step, if scores do not fit the dataset.
+
+    Example:
+        >>> StaticPruning("scores/tdds.npz", prune_ratio=0.7).prune_ratio
+        0.7
+    """
+
+    def __init__(
+        self,
+        scores: str | PathLike[str] | Tensor,
+        prune_ratio: float = 0.5,
+        selector: str | Callable[[Tensor, int], Tensor] = "top",
+        *,
+        keep: Literal["high", "low"] | None = None,
+        class_balanced: bool = False,
+        targets: Tensor | None = None,
+        selector_args: dict[str, Any] | None = None,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        check_ratio("prune_ratio", prune_ratio)
+        if not callable(selector):
+            check_choice("selector", selector, _SELECTORS)
+        if keep is not None:
+            check_choice("keep", keep, ("high", "low"))
+        self.scores = scores
+        self.prune_ratio = prune_ratio
+        self.selector = selector
+        self.keep = keep
+        self.class_balanced = class_balanced
+        self.targets = targets
+        self.selector_args = selector_args
+
+    def setup_columns(self, registry: ScoreRegistry) -> None:
+        """Choose the coreset, unless a checkpoint holds it."""
+        registry.add_column("coreset", dtype=torch.bool)
+        coreset = registry.column("coreset")
+        if not bool(coreset.any()):
+            coreset[self.choose(registry.num_samples).to(coreset.device)] = True
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        """Return the coreset."""
+        return Selection.from_mask(registry.column("coreset"))
+
+    def choose(self, num_samples: int) -> Tensor:
+        """Return the coreset's ids ``(k,)``, int64, ascending.
+
+        Raises:
+            ValueError: If the scores are not of ``num_samples`` samples, or the selector cannot work with them.
+        """
+        file = _read(self.scores, num_samples)
+        k = num_keep(num_samples, 1 - self.prune_ratio)
+        if self.prune_ratio == 0:
+            return torch.arange(num_samples)
+        generator = make_generator(self.resolved_seed, 0, "coreset")
+        options = self._options(file, num_samples)
+        if not self.class_balanced:
+            return self._pick(file.scores, k, file, options, generator)
+        targets = self.targets if self.targets is not None else file.columns.get("targets")
+        if targets is None:
+            raise ValueError(
+                "Expected class ids for `class_balanced=True`, but the scores come without. Pass `targets=...`."
+            )
+        return select_per_class(
+            targets,
+            k,
+            lambda ids, budget: self._pick(
+                file.scores[ids],
+                budget,
+                file,
+                {name: value[ids] if isinstance(value, Tensor) else value for name, value in options.items()},
+                generator,
+            ),
+        )
+
+    def _pick(
+        self, scores: Tensor, k: int, file: ScoreFile, options: dict[str, Any], generator: torch.Generator
+    ) -> Tensor:
+        if callable(self.selector):
+            return self.selector(scores, k, **options)
+        if self.selector == "top":
+            return select_top(scores, k, self.keep or file.keep, **options)
+        if self.selector == "middle":
+            return select_middle(scores, k / len(scores), **options)
+        if self.selector == "ccs":
+            return ccs(scores, k, generator=generator, **options)
+        return beta_sampling(scores, k=k, generator=generator, **options)
+
+    def _options(self, file: ScoreFile, num_samples: int) -> dict[str, Any]:
+        """Return the selector's further arguments, per-sample ones as tensors."""
+        options = dict(self.selector_args or {})
+        if self.selector == "beta" and "difficulty_mean" not in options:
+            if "difficulty_mean" not in file.columns:
+                raise ValueError(
+                    "Expected `difficulty_mean` for beta sampling, but the scores come without. Use a DUAL score file, "
+                    "or pass `selector_args={'difficulty_mean': ...}`."
+                )
+            options["difficulty_mean"] = file.columns["difficulty_mean"]
+        if self.selector == "ccs" and options.get("hard_cutoff"):
+            if "cutoff_scores" not in options and file.meta.get("method", "AUM") != "AUM":
+                raise ValueError(
+                    f"Expected `cutoff_scores` for a hard cutoff of {file.meta['method']} scores, but got none: the "
+                    "hardest samples are those of low AUM. Pass `selector_args={'cutoff_scores': <AUM file>, ...}`."
+                )
+            if "cutoff_scores" in options:
+                options["cutoff_scores"] = _read(options["cutoff_scores"], num_samples).scores
+        return options
+
+
+def _read(scores: str | PathLike[str] | Tensor, num_samples: int) -> ScoreFile:
+    if not isinstance(scores, Tensor):
+        return load_scores(scores, num_samples)
+    if scores.shape != (num_samples,):
+        raise ValueError(
+            f"Expected `scores` of the {num_samples} samples of the training dataset, shape ({num_samples},), but got "
+            f"{tuple(scores.shape)}."
+        )
+    return ScoreFile(scores.detach().cpu().float(), {})

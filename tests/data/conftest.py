@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.scoring.conftest import golden
+
+__all__ = ["golden"]
