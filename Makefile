@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo lint types test test-min bench clean
+.PHONY: setup demo lint types test test-min soak bench clean
 
 setup: $(VENV)/.done
 
@@ -35,6 +35,10 @@ test-min:
 	.venv-min/bin/python -m pip install -q uv
 	.venv-min/bin/uv pip install -q -p .venv-min/bin/python -c constraints-min.txt -e ".[dev,examples]"
 	.venv-min/bin/python -m pytest -n 2 --dist loadscope -q
+
+# One run killed at 100 random moments; ends identical to the run left alone.
+soak: setup
+	SOAK_KILLS=100 $(BIN)/python -m pytest -q tests/test_faults.py -k killed --timeout 3600
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

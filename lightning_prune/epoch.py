@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,6 +38,21 @@ class EpochRecord:
         recorded = self.recorded
         positions = torch.arange(len(self.losses), device=self.losses.device) if recorded is None else ids_of(recorded)
         return positions.div(self.step_size, rounding_mode="floor")
+
+
+def check_same_on_all_ranks(selection: Selection, epoch: int, device: torch.device) -> None:
+    """Raise RuntimeError, on every rank, unless all ranks have the same selection; collective."""
+    digest = hashlib.blake2b(selection.indices.cpu().numpy().tobytes(), digest_size=8)
+    if selection.weights is not None:
+        digest.update(selection.weights.cpu().numpy().tobytes())
+    own = torch.tensor([int.from_bytes(digest.digest(), "little", signed=True)], device=device)
+    everyone = torch.empty(torch.distributed.get_world_size(), dtype=own.dtype, device=device)
+    torch.distributed.all_gather_into_tensor(everyone, own)
+    if differing := [rank for rank, value in enumerate(everyone.tolist()) if value != everyone[0]]:
+        raise RuntimeError(
+            f"Expected the same selection on every rank, but in epoch {epoch} rank(s) {differing} differ from rank 0. "
+            "`select` must depend on the registry, the epoch and the generator only."
+        )
 
 
 class RunningEpoch:

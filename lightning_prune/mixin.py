@@ -147,7 +147,7 @@ class WeightedLossMixin(_Base):
 
         Returns:
             Scalar ``(w * l).sum() / B`` in the dtype of ``losses``; exactly ``losses.mean()`` where nothing is
-            weighted.
+            weighted; 0 for an empty batch.
 
         Raises:
             TypeError: If ``losses`` is not a floating-point tensor.
@@ -169,6 +169,8 @@ class WeightedLossMixin(_Base):
                 step.targets = None if targets is None else targets.detach()
                 step.features = None if features is None else features.detach()
                 step.given_indices = indices
+        if len(per_sample) == 0:  # a collate function dropped the whole batch
+            return losses.sum()
         if weights is not None:
             return (weights * per_sample).mean().to(losses.dtype)
         return losses.mean() if mask is None else per_sample.mean()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import _trainer
 from lightning_prune.callback import PruningCallback
-from lightning_prune.epoch import RunningEpoch
+from lightning_prune.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.methods._shared import count_nonfinite, finite_mean
 from lightning_prune.mixin import StepRecord, WeightedLossMixin
 from lightning_prune.plan import Selection, scheduler_calls
@@ -36,6 +36,10 @@ class ScoreRegistry(SampleTable, Callback):
         loader: Key (dict) or position (list) of the train DataLoader to prune, where there are several.
         save_rng: Save the states of the global random generators with each checkpoint and restore them on resume, so
             that dropout and augmentation go on as if uninterrupted. Nothing else ever touches them.
+        dataset_id: Name of the training dataset, for example a version or a hash of its files. A resumed run with
+            another name, or another dataset class, is warned that per-sample state may belong to other samples.
+        debug_sync: Compare a hash of each epoch's selection and weights across DDP ranks, and stop the run where they
+            differ. One more collective an epoch.
 
     Example:
         >>> import lightning.pytorch as L
@@ -44,10 +48,18 @@ class ScoreRegistry(SampleTable, Callback):
         >>> trainer = L.Trainer(callbacks=callbacks, accelerator="cpu", logger=False)
     """
 
-    def __init__(self, loader: str | int | None = None, save_rng: bool = True) -> None:
+    def __init__(
+        self,
+        loader: str | int | None = None,
+        save_rng: bool = True,
+        dataset_id: str | None = None,
+        debug_sync: bool = False,
+    ) -> None:
         super().__init__()
         self.loader = loader
         self.save_rng = save_rng
+        self.dataset_id = dataset_id
+        self.debug_sync = debug_sync
         self.step = StepRecord(self)
         self.max_epochs: int | None = None
         self.max_steps: int | None = None
@@ -241,6 +253,8 @@ class ScoreRegistry(SampleTable, Callback):
                 f"Expected `{type(method).__name__}.select` to return a Selection, but got {type(selection).__name__}."
             )
         selection.check(self.num_samples)
+        if self.debug_sync and self._trainer is not None and self._trainer.world_size > 1:
+            check_same_on_all_ranks(selection, self._epoch, self.losses.device)
         return selection
 
     # ------------------------------------------------------------------------------------------------ steps
@@ -344,6 +358,7 @@ class ScoreRegistry(SampleTable, Callback):
             "version": STATE_VERSION,
             "method": None if self._method is None else type(self._method).__name__,
             "seed": self._seed,
+            "dataset": self._fingerprint(),
             "epoch": self._epoch,
             "trained_steps": self._trained_steps,
             "full_steps": self._full_steps,
@@ -383,6 +398,11 @@ class ScoreRegistry(SampleTable, Callback):
             )
         loader = self._planned_loader
         self._load_table(state, loader.num_samples, pl_module.device)
+        if (before := state.get("dataset")) not in (None, now := self._fingerprint()):
+            rank_zero_warn(
+                f"The checkpoint's per-sample state belongs to the dataset {before} (class, dataset_id), but the run "
+                f"is resumed with {now}. If its samples are others, or in another order, start a new run."
+            )
         if self._method is None or self._method.seed is None:
             self._seed = loader.sampler.seed = state["seed"]
         self._trained_steps, self._full_steps = state["trained_steps"], state["full_steps"]
@@ -395,6 +415,11 @@ class ScoreRegistry(SampleTable, Callback):
             self._continue_epoch(trainer, state, local)
         else:
             self._restore_rng(local)
+
+    def _fingerprint(self) -> list[str | None]:
+        """Return what identifies the dataset beside its length, cheaply: its class and the user's name for it."""
+        dataset = None if self._loader is None else type(self._loader.original.dataset).__name__
+        return [dataset, self.dataset_id]
 
     def _restore_rng(self, local: dict[str, Any]) -> None:
         if self.save_rng and local["rng"] is not None:

@@ -24,6 +24,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "workers": (lambda: Keep(0.5, 0.8, weight=1.5), {"num_workers": 2}, {}),
     "sequential": (lambda: Keep(0.5), {"shuffle": False}, {}),
     "one_sample": (lambda: Keep(1 / 40), {}, {}),
+    "dataset_of_one": (lambda: InfoBatch(), {"num_samples": 1}, {}),
+    "dataset_of_three": (lambda: InfoBatch(), {"num_samples": 3, "batch_size": 1}, {}),
+    "uneven_records": (lambda: InfoBatch(), {}, {}),
     "halves": (lambda: Keep(1.0, 0.5, 0.8, weight=1.5), {"batch_size": 2}, {"accumulate_grad_batches": 3}),
 }
 
@@ -53,13 +56,26 @@ class CountCollectives:
 
 
 class Watched(Model):
-    """Notes each epoch's selection and state, and which collectives ran during steps and during epoch ends."""
+    """Notes each epoch's selection and state, and which collectives ran during steps and during epoch ends.
 
-    def __init__(self) -> None:
+    Args:
+        uneven: Rank 1 records nothing: all its elements are masked.
+    """
+
+    def __init__(self, uneven: bool = False) -> None:
         super().__init__()
+        self.uneven = uneven
         self.epochs: list[dict[str, Any]] = []
         self.in_steps: list[str] = []
         self.counter: CountCollectives | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        losses = self.losses(batch)
+        if not self.uneven:
+            return self.weighted_loss(losses)
+        if self.global_rank == 1:
+            self.true_losses.clear()
+        return self.weighted_loss(losses, mask=torch.full_like(losses, float(self.global_rank == 0)))
 
     def on_train_epoch_start(self) -> None:
         registry = registry_of(self.trainer)
@@ -75,7 +91,7 @@ class Watched(Model):
 def run_case(name: str, folder: Path) -> None:
     make_callback, loader_kwargs, trainer_kwargs = CASES[name]
     trainer = make_trainer(make_callback(), devices=2, strategy="ddp", **trainer_kwargs)
-    model = Watched()
+    model = Watched(uneven=name == "uneven_records")
     with CountCollectives() as model.counter:
         trainer.fit(model, make_loader(**loader_kwargs))
     save(trainer, model, folder, name)

@@ -1,0 +1,38 @@
+"""Faults of one rank, for `test_faults.py`: ``python -m tests.ddp_faults raise|diverge``."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_prune import ScoreRegistry, Selection
+from tests.helpers import Keep, Model, make_loader, make_trainer
+
+
+class Raises(Model):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and self.current_epoch == 1 and batch_idx == 1:
+            raise RuntimeError("the first error, on rank 1")
+        return super().training_step(batch, batch_idx)
+
+
+class Diverges(Keep):
+    """Selects other samples on rank 1, from epoch 2 on."""
+
+    def select(self, registry, epoch, generator):
+        rank = torch.distributed.get_rank()
+        return Selection(torch.arange(20) + (rank if epoch >= 2 else 0))
+
+
+def main() -> None:
+    model, callback = (Raises(), Keep(0.5)) if sys.argv[1] == "raise" else (Model(), Diverges(0.5))
+    strategy = DDPStrategy(timeout=datetime.timedelta(seconds=20))
+    trainer = make_trainer(ScoreRegistry(debug_sync=True), callback, devices=2, strategy=strategy)
+    trainer.fit(model, make_loader())
+
+
+if __name__ == "__main__":
+    main()
