@@ -164,7 +164,8 @@ class WeightedLossMixin(_Base):
                 raise ValueError(wrong_length(len(per_sample), len(weights)))
             if record and step.losses is None:
                 detached = per_sample.detach()
-                step.losses = detached if present is None else torch.where(present, detached, ABSENT)
+                # in float32: a lower precision would round the mark of an absent loss to -inf
+                step.losses = detached if present is None else torch.where(present, detached.float(), ABSENT)
                 step.logits = None if logits is None else logits.detach()
                 step.targets = None if targets is None else targets.detach()
                 step.features = None if features is None else features.detach()

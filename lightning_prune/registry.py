@@ -278,6 +278,8 @@ class ScoreRegistry(SampleTable, Callback):
             return
         step.active = False
         if step.losses is None:
+            if not isinstance(pl_module, WeightedLossMixin):
+                return  # the method said that it needs no losses
             if pl_module.automatic_optimization and isinstance(outputs, dict) and outputs.get("loss") is None:
                 return  # `training_step` returned None: the user skips this batch
             raise RuntimeError(

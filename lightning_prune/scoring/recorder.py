@@ -156,7 +156,7 @@ class ScoreRecorder(Callback):
         if not buffer:
             return
         rows = {name: torch.cat([step[name] for step in buffer]) for name in buffer[0]}
-        absent = rows["losses"] == ABSENT  # masked out: not recorded
+        absent = rows["losses"] <= ABSENT  # masked out: not recorded (in half precision the mark is -inf)
         batch = Batch(rows["indices"], **{name: _blank(rows[name], absent) for name in self._needs})
         for tracker in self.trackers:
             tracker.record(batch)
