@@ -2,6 +2,7 @@
 
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods.infobatch import InfoBatch
+from lightning_prune.methods.orderdp import OrderDP
 from lightning_prune.methods.random import RandomPruning
 from lightning_prune.mixin import WeightedLossMixin
 from lightning_prune.plan import Selection
@@ -9,6 +10,7 @@ from lightning_prune.registry import ScoreRegistry
 
 __all__ = [
     "InfoBatch",
+    "OrderDP",
     "PruningCallback",
     "RandomPruning",
     "ScoreRegistry",

@@ -265,6 +265,16 @@ def set_max_batches(trainer: Trainer, num_batches: int) -> None:
         trainer.val_check_batch = min(interval, num_batches)
 
 
+def start_epoch_progress(trainer: Trainer) -> None:
+    """Count an epoch as started that Lightning enters without its start hooks, after a checkpoint of a last batch.
+
+    Otherwise a checkpoint written in that epoch says that none is running, and a resume from it begins the epoch anew.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    progress.increment_ready()
+    progress.increment_started()
+
+
 def finish_batch_progress(trainer: Trainer, batches_done: int) -> None:
     """Count the batch in whose end hook a checkpoint was written as done; Lightning before 2.5.1 would repeat it."""
     loop = trainer.fit_loop.epoch_loop

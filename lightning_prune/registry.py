@@ -451,6 +451,7 @@ class ScoreRegistry(SampleTable, Callback):
         self._close_epoch()
         self._restore_rng(local)
         self._begin_epoch(trainer)
+        _trainer.start_epoch_progress(trainer)
         self._late_batches = int(trainer.num_training_batches)
         trainer.fit_loop.max_batches = state["batches_done"]  # the loop compares the old epoch's progress with it first
 

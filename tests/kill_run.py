@@ -1,4 +1,4 @@
-"""A training run that a test may kill at any moment: ``python -m tests.kill_run FOLDER METHOD``.
+"""A training run that a test may kill at any moment: ``python -m tests.kill_run FOLDER METHOD EPOCHS``.
 
 It resumes from the newest checkpoint in FOLDER, if there is one, and writes what it ended with to ``result.pt``.
 """
@@ -29,10 +29,10 @@ def newest(folder: Path) -> Path | None:
 
 
 def main() -> None:
-    folder, method = Path(sys.argv[1]), sys.argv[2]
+    folder, method, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
     checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
-    trainer = make_trainer(METHODS[method](), checkpoint, max_epochs=12, enable_checkpointing=True)
+    trainer = make_trainer(METHODS[method](), checkpoint, max_epochs=epochs, enable_checkpointing=True)
     torch.manual_seed(4)
     model = Model(dropout=0.3)
     trainer.fit(model, make_loader(num_workers=0), ckpt_path=newest(folder))

@@ -27,9 +27,9 @@ ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
-def start(folder, method):
+def start(folder, method, epochs):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.kill_run", str(folder), method]
+    command = [sys.executable, "-m", "tests.kill_run", str(folder), method, str(epochs)]
     return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -39,22 +39,23 @@ def equal(a, b):
 
 def killed_runs(folder, method, kills, seed):
     """Run once in peace, and once with ``kills`` kills at random moments; return both results."""
-    draw = random.Random(seed)
-    process = start(folder / "whole", method)
+    draw, epochs = random.Random(seed), 12 + 6 * kills  # long enough for each kill to meet it in training
+    process = start(folder / "whole", method, epochs)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 0, error
     done = 0
     while not (folder / "killed" / "result.pt").exists():
-        process = start(folder / "killed", method)
+        process = start(folder / "killed", method, epochs)
         if done < kills:
             before = len(list((folder / "killed").glob("*.ckpt")))
             while process.poll() is None and len(list((folder / "killed").glob("*.ckpt"))) <= before:
                 time.sleep(0.01)
-            time.sleep(draw.random() * 0.1)
+            time.sleep(draw.random() * 0.03)
             process.send_signal(signal.SIGKILL)
             done += 1
         error = process.communicate(timeout=120)[1]
         assert process.returncode in (0, -signal.SIGKILL), error
+    assert done == kills
     return (torch.load(folder / name / "result.pt", weights_only=True) for name in ("whole", "killed"))
 
 

@@ -8,13 +8,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR, StepLR
 
-from lightning_prune import InfoBatch, RandomPruning, ScoreRegistry
+from lightning_prune import InfoBatch, OrderDP, RandomPruning, ScoreRegistry
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # resumed runs write to folders of their own
 
 METHODS = {
     "infobatch": lambda: InfoBatch(seed=1),
+    "orderdp": lambda: OrderDP(seed=1),
     "random": lambda: RandomPruning(0.4, rescale=True, seed=1),
     "variable": lambda: Keep(1.0, 0.5, 1.0, 0.75, weight=1.5),
 }
@@ -105,6 +106,17 @@ def test_resumed_is_uninterrupted(method, variant, tmp_path):
     whole = fit(method, tmp_path / "whole", **kwargs)
     for i, path in enumerate(checkpoint_choices(tmp_path / "whole", kwargs.get("accumulate_grad_batches", 1))):
         assert_same(whole, fit(method, tmp_path / f"resumed{i}", path, **kwargs))
+
+
+@pytest.mark.parametrize("kind", ["end", "middle", "last_batch"])
+def test_resumed_runs_can_be_resumed(kind, tmp_path):
+    """From the checkpoints that a resumed run writes, in the epoch of the resume and after it."""
+    whole = fit("infobatch", tmp_path / "whole", dropout=0.3)
+    choices = checkpoint_choices(tmp_path / "whole", 1)
+    first = {"end": choices[0], "middle": choices[3], "last_batch": choices[4]}[kind]
+    assert_same(whole, fit("infobatch", tmp_path / "again", first, dropout=0.3))
+    for i, path in enumerate(sorted(tmp_path.glob("again/step/*.ckpt"), key=step_of)[:-1:3]):
+        assert_same(whole, fit("infobatch", tmp_path / f"third{i}", path, dropout=0.3))
 
 
 @pytest.mark.parametrize("interval", [1.0, 0.5])
