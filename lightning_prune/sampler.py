@@ -47,6 +47,11 @@ class PlanSampler(DistributedSampler[int]):
         """Return the plan in force: the one set, else the full dataset in the order of epoch 0."""
         return self.plan if self.plan is not None else self.make_plan(Selection.all(self.total), 0)
 
+    @property
+    def full_length(self) -> int:
+        """Samples per rank of a full epoch."""
+        return -(-self.total // self.num_replicas)
+
     def __len__(self) -> int:
         num_samples = self.total if self.plan is None else len(self.plan.order)
         return -(-num_samples // self.num_replicas)
@@ -71,7 +76,8 @@ class PlanBatchSampler(Sampler[list[int]]):
     Args:
         sampler: Where the plan is.
         batch_size: Samples in a batch.
-        drop_last: Leave out a last batch that is shorter.
+        drop_last: Leave out a last batch that is shorter; but a small selection that is shorter as a whole is one
+            batch, since an epoch without any would end the fit.
 
     Attributes:
         skip: Batches at the start of the epoch that were trained before an interruption.
@@ -85,7 +91,8 @@ class PlanBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.sampler), self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        drop = self.drop_last and (full > 0 or self.sampler.full_length < self.batch_size)
+        return full + bool(rest and not drop)
 
     def __iter__(self) -> Iterator[list[int]]:
         ids, size = self.sampler.shard(), self.batch_size

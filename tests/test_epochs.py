@@ -138,6 +138,12 @@ def _csv(logger):
         return list(csv.DictReader(file))
 
 
+def test_a_selection_smaller_than_a_batch_does_not_end_the_fit():
+    _, model = fit(shares=(1.0, 0.05), loader=make_loader(drop_last=True))
+    assert model.epoch_batches(4) == [10, 1, 10, 1]
+    assert model.validated == [(0, 10), (1, 1), (2, 10), (3, 1)]
+
+
 def test_log_false_logs_nothing():
     trainer = make_trainer(Keep(*VARIABLE, log=False))
     trainer.fit(Model(), make_loader())
