@@ -2,5 +2,6 @@
 
 from lightning_prune.methods.infobatch import infobatch
 from lightning_prune.methods.orderdp import orderdp, orderdp_inclusion
+from lightning_prune.methods.seta import kmeans_1d, seta
 
-__all__ = ["infobatch", "orderdp", "orderdp_inclusion"]
+__all__ = ["infobatch", "kmeans_1d", "orderdp", "orderdp_inclusion", "seta"]
