@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.plan import ids_of
-from lightning_prune.rng import permutation
-
 _CHUNK = 1 << 16
 """Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
 
@@ -42,36 +39,3 @@ def count_nonfinite(scores: Tensor) -> int:
     if bool(scores.sum().isfinite()):  # the usual case, without a temporary
         return 0
     return len(scores) - int(scores.isfinite().count_nonzero())
-
-
-def draw(ids: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Return ``k`` of ``ids`` ``(m,)``, drawn uniformly without replacement, in random order."""
-    picks = permutation(len(ids), generator)[:k]
-    return ids.index_select(0, picks.to(ids.device))
-
-
-def top_mask(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Return where the ``k`` highest of ``scores`` ``(n,)`` are, as a mask ``(n,)``.
-
-    Non-finite scores (NaN: never seen) rank above all others; ties at the cut are broken uniformly at random.
-
-    Example:
-        >>> top_mask(torch.tensor([0.5, torch.nan, 2.0, 1.0]), 2, torch.Generator().manual_seed(0))
-        tensor([False,  True,  True, False])
-    """
-    if k == 0:
-        return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    if scores.is_floating_point() and count_nonfinite(scores):
-        scores = torch.where(scores.isfinite(), scores, torch.inf)
-    cut = scores.kthvalue(len(scores) - k + 1).values
-    mask, tied = scores > cut, scores == cut
-    missing = k - int(mask.count_nonzero())
-    if missing == int(tied.count_nonzero()):
-        return mask | tied
-    return mask.index_fill_(0, draw(ids_of(tied), missing, generator), True)
-
-
-def blend(old: Tensor, new: Tensor, weight: float) -> Tensor:
-    """Return the moving average ``(1 - weight) * old + weight * new``, restarted at ``new`` where it is not finite."""
-    average = torch.lerp(old, new, weight)
-    return torch.where(average.isfinite(), average, new)

@@ -1,4 +1,4 @@
-"""SeTa (Zhou et al., CVPR 2025): a random pre-drop, then a window that slides over groups of like loss."""
+"""SeTa (Zhou et al., CVPR 2025): a random share of the samples, then a window that slides over groups of equal loss."""
 
 from __future__ import annotations
 
@@ -10,97 +10,110 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import count_nonfinite, draw
+from lightning_prune.methods._shared import count_nonfinite
+from lightning_prune.methods.random import random_subset
 from lightning_prune.plan import Selection, ids_of, num_keep
 from lightning_prune.rng import permutation, resolve_generator
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from lightning_prune.registry import ScoreRegistry
 
-_RESOLUTION = 256
-"""Above twice this many distinct values, groups end only where one of so many equal counts or equal widths does."""
+_CELLS = 256
+"""Cells of equal count, and as many of equal width, among whose borders the best grouping is searched exactly."""
+_MAX_ITERATIONS = 100
+"""Bound on Lloyd's refinement, which takes a few steps from there."""
 
 
 def kmeans_1d(values: Tensor, num_groups: int) -> Tensor:
-    """Assign values to groups of least squared distance to the group's mean, ordered by rising mean.
+    """Group values by one-dimensional k-means; equal values are never parted.
 
-    Optimal (not a local optimum, as Lloyd's algorithm may find) for up to 512 distinct values, by dynamic programming
-    over the sorted values; above that, over 512 cells of equal count or equal width, which costs less than 1 % of the
-    inertia. Deterministic; equal values share a group.
+    The best grouping into intervals is found exactly, by dynamic programming, for up to 512 values; for more, among
+    the borders of 512 cells, and refined by Lloyd's iterations on all values. Deterministic, and the same for
+    every order of the values.
 
     Args:
-        values: ``(n,)``, finite.
-        num_groups: Number of groups, at least 1; reduced to the number of distinct values.
+        values: Finite numbers ``(n,)``.
+        num_groups: Number of groups k, at least 1. With fewer distinct values there are fewer groups.
 
     Returns:
-        Group ids ``(n,)``, int64, from 0 (lowest mean), on the device of ``values``. No group is empty.
+        Group of each value ``(n,)``, int64, in [0, k), numbered by rising mean, none left out; on the device of
+        ``values``.
 
     Raises:
         TypeError: If ``values`` is not a floating-point tensor.
-        ValueError: If it is not ``(n,)`` with n >= 1 and finite, or ``num_groups`` is below 1.
+        ValueError: If ``values`` is not ``(n,)`` with n >= 1 or not finite, or ``num_groups < 1``.
 
     Example:
-        >>> kmeans_1d(torch.tensor([5.0, 0.1, 0.2, 1.1, 1.0]), 3)
-        tensor([2, 0, 0, 1, 1])
+        >>> kmeans_1d(torch.tensor([5.0, 0.1, 5.2, 0.2, 1.0]), 3)
+        tensor([2, 0, 2, 0, 1])
     """
     check_scores("values", values)
     check_int("num_groups", num_groups, low=1)
-    if bad := count_nonfinite(values):
-        raise ValueError(f"Expected `values` to be finite, but got {bad} that are not.")
-    cuts = torch.tensor(_group_starts(values, num_groups)[1:], dtype=torch.float64, device=values.device)
-    return torch.bucketize(values.double(), cuts, right=True)
+    if count_nonfinite(values):
+        raise ValueError("Expected `values` to be finite, but got NaN or infinite values.")
+    return torch.bucketize(values, _group_starts(values, num_groups), right=True)
 
 
-def _group_starts(values: Tensor, num_groups: int) -> list[float]:
-    """Return the least value of each group, ascending."""
-    ordered: NDArray[np.float64] = np.sort((values if values.dtype == torch.float64 else values.float()).cpu().numpy())
-    low, high = float(ordered[0]), float(ordered[-1])
-    edges = ordered
-    if len(ordered) > 2 * _RESOLUTION:
-        by_count = ordered[:: -(-len(ordered) // _RESOLUTION)]
-        edges = np.concatenate([by_count, np.linspace(low, high, _RESOLUTION, endpoint=False, dtype=ordered.dtype)])
-    starts = np.unique(np.searchsorted(ordered, edges))  # first positions: equal values stay together
-    counts = np.append(starts[1:], len(ordered)) - starts
-    sums = np.add.reduceat(ordered, starts, dtype=np.float64) - counts * (low + (high - low) / 2)  # small numbers
-    return ordered[starts[_best_cells(counts, sums, num_groups)]].tolist()  # type: ignore[no-any-return]
+def _group_starts(values: Tensor, num_groups: int) -> Tensor:
+    """Return the least value ``(k - 1,)`` of each group but the first, rising."""
+    values = _sorted(values if values.dtype in (torch.float32, torch.float64) else values.float())
+    sums = torch.zeros(len(values) + 1, dtype=torch.float64, device=values.device)
+    torch.cumsum(values - values[len(values) // 2], 0, dtype=torch.float64, out=sums[1:])
+    cuts = _best_cuts(_candidate_cuts(values), sums, num_groups)
+    for _ in range(_MAX_ITERATIONS):
+        means = sums[cuts].diff() / cuts.diff() + values[len(values) // 2]
+        moved = cuts.clone()
+        moved[1:-1] = torch.searchsorted(values, ((means[1:] + means[:-1]) / 2).to(values.dtype))
+        if torch.equal(moved, cuts) or bool((moved.diff() <= 0).any()):
+            break
+        cuts = moved
+    return values[cuts[1:-1]]
 
 
-def _best_cells(counts: NDArray[np.int64], sums: NDArray[np.float64], num_groups: int) -> list[int]:
-    """Return the first cell of each group in the best partition of cells into consecutive groups.
+def _sorted(values: Tensor) -> Tensor:
+    """Return the values in rising order; on the CPU NumPy's vectorised sort is several times as fast as torch's."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy()))
+    return values.sort().values
 
-    The inertia is the sum of squares less ``sum(group)^2 / count(group)``, so it is the latter that is maximised.
+
+def _candidate_cuts(values: Tensor) -> Tensor:
+    """Return positions in rising ``values`` at which a group may start, and the end; never amid equal values."""
+    n = len(values)
+    borders = values
+    if n > 2 * _CELLS:
+        widths = torch.linspace(0, 1, _CELLS, dtype=values.dtype, device=values.device)
+        borders = torch.cat([values[:: n // _CELLS], values[0] + (values[-1] - values[0]) * widths])
+    cuts = torch.searchsorted(values, borders)
+    cuts = torch.cat([cuts, cuts.new_tensor([0, n])]).sort().values
+    return cuts[cuts.diff(prepend=cuts.new_tensor([-1])) > 0]
+
+
+def _best_cuts(cuts: Tensor, sums: Tensor, num_groups: int) -> Tensor:
+    """Return those ``(k + 1,)`` of the cuts that part the values with the least squared distance to the group means.
+
+    A group from cut i to j costs its values' squares minus ``(sum of values)^2 / count``; the squares do not matter.
     """
-    cells = len(counts)
-    total, mass = np.append(0.0, sums.cumsum()), np.append(0, counts.cumsum())
-    width = np.maximum(mass[1:, None] - mass[None, :-1], 1)
-    gain = (total[1:, None] - total[None, :-1]) ** 2 / width  # (last cell, first cell)
-    gain[np.triu_indices(cells, 1)] = -np.inf
-    best, choices = gain[:, 0], []
-    for _ in range(1, min(num_groups, cells)):
-        options = gain[:, 1:] + best[:-1]
-        choices.append(options.argmax(1) + 1)
-        best = options.max(1)
-    starts, last = [], cells - 1
-    for choice in reversed(choices):
-        starts.append(int(choice[last]))
-        last = starts[-1] - 1
-    return [0, *reversed(starts)]
+    counts, totals = cuts.double(), sums[cuts]
+    size = counts[None] - counts[:, None]
+    cost = torch.where(size > 0, -((totals[None] - totals[:, None]) ** 2) / size, torch.inf)
+    best, came_from = cost[0], []
+    for _ in range(min(num_groups, len(cuts) - 1) - 1):
+        best, previous = (best[:, None] + cost).min(0)
+        came_from.append(previous)
+    path = [len(cuts) - 1]
+    for previous in reversed(came_from):
+        path.append(int(previous[path[-1]]))
+    return cuts[torch.tensor([0, *reversed(path)], device=cuts.device)]
 
 
-def seta_window(epoch: int, num_groups: int, window_scale: float) -> range:
-    """Return the groups that ``epoch`` trains: all in epoch 0, then a window that starts at ``epoch mod positions``.
-
-    Its width is ``num_groups * window_scale`` rounded half to even, as in the published code: 4.5 groups become 4.
-
-    Example:
-        >>> [list(seta_window(epoch, 5, 0.6)) for epoch in range(4)]
-        [[0, 1, 2, 3, 4], [1, 2, 3], [2, 3, 4], [0, 1, 2]]
-    """
-    width = max(1, round(num_groups * window_scale))
+def _window(epoch: int, num_groups: int, window_scale: float) -> tuple[int, int]:
+    """Return the first group of an epoch's window and the one after its last."""
+    width = max(1, round(num_groups * window_scale))  # half to even: 4 of 5 groups at 0.9, as published
+    if epoch == 0:
+        return 0, num_groups
     start = epoch % (num_groups - width + 1)
-    return range(start, start + width) if epoch > 0 else range(num_groups)
+    return start, start + width
 
 
 def seta(
@@ -112,86 +125,89 @@ def seta(
     *,
     generator: torch.Generator | None = None,
 ) -> Selection:
-    """Drop a random share ``prune_ratio``, group the rest by score, keep the groups of a window from easy to hard.
+    """Drop a random share, group the rest by score, and keep the groups in a window that slides from epoch to epoch.
 
-    Biased by design: a sample is left out with certainty while the window is elsewhere, and nothing is re-weighted.
-    Non-finite scores (NaN: never seen) are kept and not grouped; if all are, only the random share is dropped.
+    The random subset A has ``(1 - prune_ratio) n`` samples. Its scores fall into ``num_groups`` groups of rising mean
+    (:func:`kmeans_1d`), of which ``round(num_groups * window_scale)`` (half to even) neighbours are kept, from group
+    ``epoch mod (number of window positions)`` on; epoch 0 keeps all groups. Nothing is re-weighted, so the gradient is
+    biased towards the window. Samples of A with a non-finite score (NaN: never seen) are kept and not grouped.
 
     Args:
         scores: Losses ``(n,)``.
-        epoch: Number of epochs pruned before this one; it moves the window, see :func:`seta_window`.
-        prune_ratio: Share dropped at random beforehand, in [0, 1).
-        num_groups: Number of groups k, at least 1; fewer where there are fewer distinct scores.
-        window_scale: Share of the groups in the window, in (0, 1].
+        epoch: Number of pruning epochs before this one, from 0.
+        prune_ratio: Share of all samples dropped at random, in [0, 1).
+        num_groups: Number of groups, at least 1; fewer where there are fewer distinct scores.
+        window_scale: Share of the groups in the window, in (0, 1]; at least one group is.
         generator: CPU generator of the draws. None: a fresh one, seeded from the system's entropy.
 
     Returns:
         Ascending ids on the device of ``scores``, unweighted.
 
     Raises:
-        TypeError: If ``scores`` is not a floating-point tensor or an int is not one.
+        TypeError: If ``scores`` is not a floating-point tensor.
         ValueError: If ``scores`` is not ``(n,)`` with n >= 1, or an argument is out of range.
 
     Note:
-        Deviations from the published code: groups are optimal instead of scikit-learn's k-means (whose result changed
-        with its versions); fewer distinct scores than groups give fewer groups instead of empty ones; equal scores are
-        split at random into groups of equal size, whatever the order of the ids.
+        The paper's window slides from easy to hard; as in the published code, it stands at position 1 in epoch 1.
+        That code fails or depends on the order where groups are empty; they do not count here. Scores that are all
+        equal make groups of equal size at random.
 
     Example:
-        >>> seta(torch.tensor([0.1, 9.0, 1.0, 0.2, 1.1, 9.1]), 1, 0.0, 3, 0.67).indices.tolist()
-        [1, 2, 4, 5]
+        >>> scores = torch.tensor([0.1, 0.1, 1.0, 1.0, 5.0, 5.0])
+        >>> [seta(scores, epoch, 0.0, 3, 0.7).indices.tolist() for epoch in (0, 1, 2)]
+        [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5], [0, 1, 2, 3]]
     """
     check_scores("scores", scores)
     check_int("epoch", epoch, low=0)
     check_ratio("prune_ratio", prune_ratio)
     check_int("num_groups", num_groups, low=1)
     check_ratio("window_scale", window_scale, closed_low=False, closed_high=True)
-    generator = resolve_generator(generator)
-    num_unknown = count_nonfinite(scores)
-    if num_unknown == len(scores):
-        ids = torch.arange(len(scores), device=scores.device)
-        return Selection(draw(ids, num_keep(len(ids), 1 - prune_ratio), generator).sort().values)
-    known = scores.isfinite() if num_unknown else None
-    keep = torch.ones(len(scores), dtype=torch.bool, device=scores.device) if known is None else known.clone()
-    if prune_ratio > 0:
-        drawn = permutation(len(scores) - num_unknown, generator)[num_keep(len(scores) - num_unknown, 1 - prune_ratio) :]
-        drawn = drawn.to(scores.device)
-        keep.index_fill_(0, drawn.long() if known is None else ids_of(known).index_select(0, drawn), False)
+    drawn = permutation(len(scores), resolve_generator(generator))[: num_keep(len(scores), 1 - prune_ratio)]
+    drawn = drawn.to(scores.device)
+    values = scores.index_select(0, drawn)
     if epoch > 0:
-        keep &= _in_window(scores, keep, epoch, num_groups, window_scale, generator)
-    return Selection.from_mask(keep if known is None else keep | ~known)
+        drawn = drawn.index_select(0, ids_of(_in_window(values, epoch, num_groups, window_scale)))
+    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    return Selection.from_mask(keep.index_fill_(0, drawn.long(), True))
 
 
-def _in_window(
-    scores: Tensor, among: Tensor, epoch: int, num_groups: int, window_scale: float, generator: torch.Generator
-) -> Tensor:
-    """Return where scores ``(n,)`` lie in the groups of the window; the groups are those of ``scores[among]``."""
-    ids = ids_of(among)
-    starts = _group_starts(scores.index_select(0, ids), num_groups)
-    if len(starts) == 1:  # equal scores: groups of equal size, at random
-        groups = min(num_groups, len(ids))
-        window = seta_window(epoch, groups, window_scale)
-        size = window.stop * len(ids) // groups - window.start * len(ids) // groups
-        return torch.zeros_like(among).index_fill_(0, draw(ids, size, generator), True)
-    window = seta_window(epoch, len(starts), window_scale)
-    inside = scores >= starts[window.start]
-    return inside if window.stop == len(starts) else inside & (scores < starts[window.stop])
+def _in_window(values: Tensor, epoch: int, num_groups: int, window_scale: float) -> Tensor:
+    """Return which values ``(m,)`` an epoch's window covers; non-finite ones always are."""
+    if count_nonfinite(values):
+        finite = values.isfinite()
+        inside = torch.ones_like(finite)
+        if bool(finite.any()):
+            inside[finite] = _in_window(values[finite], epoch, num_groups, window_scale)
+        return inside
+    starts = _group_starts(values, num_groups)
+    if len(starts) == 0:  # all equal; they are in random order
+        num_groups = min(num_groups, len(values))
+        first, end = _window(epoch, num_groups, window_scale)
+        groups = torch.arange(len(values), device=values.device) * num_groups // len(values)
+        return (groups >= first) & (groups < end)
+    first, end = _window(epoch, len(starts) + 1, window_scale)
+    inside = torch.ones_like(values, dtype=torch.bool)
+    if first > 0:
+        inside &= values >= starts[first - 1]
+    if end <= len(starts):
+        inside &= values < starts[end - 1]
+    return inside
 
 
 class SeTa(PruningCallback):
-    """Slide a window from easy to hard groups of samples; ``prune_ratio`` is the share dropped at random beforehand.
+    """Train on a window of loss groups that slides from epoch to epoch; ``prune_ratio`` is only the random share first.
 
-    Each epoch drops ``prune_ratio`` of all samples at random, splits the rest into ``num_groups`` groups of like loss,
-    and trains the window's groups, unweighted. How much that saves depends on the groups' sizes: the hardest one may
-    hold 1 % of the samples. The last epochs drop only the random share ("partial annealing"), as does the first.
+    Each epoch drops a random ``prune_ratio`` of all samples, groups the others by loss, and trains the groups in the
+    window. How much that saves depends on the groups' sizes, which are very unequal (`prune/saved_fraction` shows it).
+    Nothing is re-weighted. The last epochs train on a random ``1 - prune_ratio`` of the samples.
 
     Args:
-        prune_ratio: Share of all samples dropped at random in each epoch, in [0, 1).
-        num_groups: Number of groups of like loss, at least 1.
-        window_scale: Share of the groups that are trained, in (0, 1]; 5 groups * 0.9 = 4.5 are rounded to the even 4.
-        anneal_ratio: Share of the run after which all groups are trained, in [0, 1]. 1: the window slides to the end.
+        prune_ratio: Share of all samples dropped at random each epoch, in [0, 1).
+        num_groups: Number of loss groups.
+        window_scale: Share of the groups in the window, in (0, 1].
+        anneal_ratio: Share of the run after which epochs drop the random share only, in [0, 1].
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
-        warmup_epochs: Epochs at the start that train on everything; the window's position counts from their end.
+        warmup_epochs: Epochs at the start that train on everything; the window starts to slide after them.
         scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
         log: Log ``prune/*`` once an epoch.
 
@@ -199,12 +215,11 @@ class SeTa(PruningCallback):
         ValueError: If an argument is out of range.
 
     References:
-        Zhou et al., "Scale Efficient Training for Large Datasets" (SeTa), CVPR 2025; window and annealing as in the
-        published code.
+        Zhou et al., "Scale Efficient Training for Large Datasets", CVPR 2025.
 
     Example:
-        >>> SeTa()
-        SeTa(prune_ratio=0.1, num_groups=5, window_scale=0.9, anneal_ratio=0.875)
+        >>> SeTa(window_scale=0.6)
+        SeTa(prune_ratio=0.1, num_groups=5, window_scale=0.6, anneal_ratio=0.875)
     """
 
     def __init__(
@@ -230,8 +245,15 @@ class SeTa(PruningCallback):
         self.anneal_ratio = anneal_ratio
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
-        """Drop the random share, then all groups but the window's; in the annealing phase, only the random share."""
-        turn = 0 if is_annealing(registry, epoch, self.anneal_ratio) else epoch - self.warmup_epochs
+        """Keep the window's groups, or in the annealing phase a random subset."""
+        if is_annealing(registry, epoch, self.anneal_ratio):
+            n = registry.num_samples
+            return random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
         return seta(
-            registry.scores, turn, self.prune_ratio, self.num_groups, self.window_scale, generator=generator
+            registry.scores,
+            epoch - self.warmup_epochs,
+            self.prune_ratio,
+            self.num_groups,
+            self.window_scale,
+            generator=generator,
         )
