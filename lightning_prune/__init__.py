@@ -4,6 +4,7 @@ from lightning_prune.callback import PruningCallback
 from lightning_prune.methods.infobatch import InfoBatch
 from lightning_prune.methods.orderdp import OrderDP
 from lightning_prune.methods.random import RandomPruning
+from lightning_prune.methods.repb import RePB
 from lightning_prune.methods.seta import SeTa
 from lightning_prune.mixin import WeightedLossMixin
 from lightning_prune.plan import Selection
@@ -14,6 +15,7 @@ __all__ = [
     "OrderDP",
     "PruningCallback",
     "RandomPruning",
+    "RePB",
     "ScoreRegistry",
     "SeTa",
     "Selection",

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR, StepLR
 
-from lightning_prune import InfoBatch, OrderDP, RandomPruning, ScoreRegistry, SeTa
+from lightning_prune import InfoBatch, OrderDP, RandomPruning, RePB, ScoreRegistry, SeTa
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # resumed runs write to folders of their own
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # res
 METHODS = {
     "infobatch": lambda: InfoBatch(seed=1),
     "orderdp": lambda: OrderDP(seed=1),
+    "repb": lambda: RePB(seed=1, window_batches=2),
     "seta": lambda: SeTa(seed=1, window_scale=0.6),
     "random": lambda: RandomPruning(0.4, rescale=True, seed=1),
     "variable": lambda: Keep(1.0, 0.5, 1.0, 0.75, weight=1.5),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_prune.mixin import StepRecord
 
 _CHUNK = 1 << 16
 """Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
@@ -39,3 +44,26 @@ def count_nonfinite(scores: Tensor) -> int:
     if bool(scores.sum().isfinite()):  # the usual case, without a temporary
         return 0
     return len(scores) - int(scores.isfinite().count_nonzero())
+
+
+def output_grad_norm(step: StepRecord, method: str) -> Tensor:
+    """Return the norm ``(B,)`` of the cross-entropy's gradient by the logits, ``|| softmax(z) - onehot(y) ||_2``.
+
+    Raises:
+        ValueError: If the training step passed no logits or targets, or not ``(B, C)`` and ``(B,)`` class ids.
+    """
+    logits, targets = step.logits, step.targets
+    if logits is None or targets is None:
+        missing = [name for name, value in (("logits", logits), ("targets", targets)) if value is None]
+        raise ValueError(
+            f"Expected logits and targets, whose gradient norm {method} scores by, but the training step passed no "
+            f"{' and no '.join(missing)}. Return `self.weighted_loss(losses, logits=logits, targets=targets)`."
+        )
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"Expected `logits` (B, C) and `targets` (B,) of class ids, whose gradient norm {method} scores by, but "
+            f"got {tuple(logits.shape)} and {tuple(targets.shape)} {targets.dtype}."
+        )
+    errors = logits.float().softmax(1)
+    errors.scatter_add_(1, targets.long()[:, None], -torch.ones_like(errors[:, :1]))
+    return torch.linalg.vector_norm(errors, dim=1)  # type: ignore[no-any-return]

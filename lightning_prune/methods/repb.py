@@ -1,0 +1,303 @@
+"""RePB (Zhou et al., ICLR 2026): prune within windows of steps, let absentees re-enter, weigh by attendance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
+from lightning_prune.callback import PruningCallback
+from lightning_prune.methods._shared import count_nonfinite, output_grad_norm
+from lightning_prune.plan import Selection, ids_of
+from lightning_prune.rng import resolve_generator
+
+if TYPE_CHECKING:
+    from lightning_prune.epoch import EpochRecord
+    from lightning_prune.mixin import StepRecord
+    from lightning_prune.registry import ScoreRegistry
+
+_CHANCE = "repb_chance"
+_RATIO = "repb_ratio"
+
+
+def repb_retain(
+    scores: Tensor, window_ids: Tensor, prune_ratio: float, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Decide which trained samples stay: all at or above the mean of their window, of the others a random share.
+
+    Eq. 1: ``s_i >= mean of its window``, or a coin with probability ``1 - prune_ratio``. A non-finite score stays, and
+    is left out of the mean.
+
+    Args:
+        scores: Losses or other scores ``(m,)`` of the samples trained in an epoch.
+        window_ids: Window ``(m,)``, int64, >= 0, in which each was trained.
+        prune_ratio: Probability with which a sample below the mean leaves, in [0, 1).
+        generator: CPU generator of the coins. None: a fresh one, seeded from the system's entropy.
+
+    Returns:
+        True where a sample stays ``(m,)``, on the device of ``scores``.
+
+    Raises:
+        TypeError: If ``scores`` is not a floating-point tensor or ``window_ids`` not an int64 one.
+        ValueError: If a shape or ``prune_ratio`` is out of range.
+
+    Example:
+        >>> scores, windows = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0, 0, 1, 1])
+        >>> repb_retain(scores, windows, 0.0)
+        tensor([True, True, True, True])
+    """
+    check_ratio("prune_ratio", prune_ratio)
+    low = below_window_mean(scores, window_ids)
+    coins = torch.rand(len(scores), generator=resolve_generator(generator)).to(scores.device)
+    return ~low | (coins >= prune_ratio)
+
+
+def repb_resample(trained: Tensor, prune_ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
+    """Decide which absentees re-enter: each with probability ``1 - prune_ratio``, independently (Eq. 2).
+
+    Args:
+        trained: True ``(n,)`` for the samples that the epoch trained.
+        prune_ratio: Probability to stay absent, in [0, 1).
+        generator: CPU generator of the coins. None: a fresh one, seeded from the system's entropy.
+
+    Returns:
+        True where an absentee re-enters ``(n,)``, on the device of ``trained``.
+
+    Raises:
+        TypeError: If ``trained`` is not a bool tensor.
+        ValueError: If ``prune_ratio`` is out of range.
+
+    Example:
+        >>> repb_resample(torch.tensor([True, False]), 0.0)
+        tensor([False,  True])
+    """
+    check_ratio("prune_ratio", prune_ratio)
+    if trained.dtype != torch.bool:
+        raise TypeError(f"Expected `trained` to be a bool tensor, but got {trained.dtype}.")
+    coins = torch.rand(len(trained), generator=resolve_generator(generator)).to(trained.device)
+    return ~trained & (coins >= prune_ratio)
+
+
+def ctr_weights(counts: Tensor, num_epochs: int) -> Tensor:
+    """Return the loss weights ``E / N_i`` (Eq. 3), float32: the inverse of a sample's attendance so far.
+
+    For a sample that has attended a share p of the epochs, the weight ``1 / p`` makes its part in the gradient, summed
+    over epochs, about that of the full data; it is not unbiased in a single epoch, and ``E[1 / N] > 1 / E[N]``.
+
+    Args:
+        counts: Epochs ``(n,)`` in which each sample was trained, in [1, ``num_epochs``].
+        num_epochs: Number of epochs so far.
+
+    Raises:
+        ValueError: If a count is out of range: a sample cannot attend more epochs than there were.
+
+    Example:
+        >>> ctr_weights(torch.tensor([4, 2, 1]), 4)
+        tensor([1., 2., 4.])
+    """
+    check_int("num_epochs", num_epochs, low=1)
+    if len(counts):
+        low, high = (int(v) for v in torch.aminmax(counts))
+        if low < 1 or high > num_epochs:
+            raise ValueError(f"Expected `counts` in [1, {num_epochs}], but got counts in [{low}, {high}].")
+    return num_epochs / counts.float()
+
+
+def below_window_mean(scores: Tensor, window_ids: Tensor) -> Tensor:
+    """Return where finite scores ``(m,)`` lie strictly below the float64 mean of their window ``(m,)``.
+
+    Example:
+        >>> below_window_mean(torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+        tensor([ True, False, False, False])
+    """
+    check_scores("scores", scores)
+    _check_windows(scores, window_ids)
+    # on the CPU: sums in a fixed order, so that ranks on different GPUs decide alike
+    values, windows = scores.double().cpu(), window_ids.cpu()
+    if count_nonfinite(values):
+        finite = ids_of(values.isfinite())
+        low = torch.zeros(len(values), dtype=torch.bool)
+        if len(finite):
+            low[finite] = below_window_mean(values[finite], windows[finite])
+        return low.to(scores.device)
+    means = torch.bincount(windows, weights=values) / torch.bincount(windows)
+    return (values < means.index_select(0, windows)).to(scores.device)
+
+
+def _check_windows(scores: Tensor, window_ids: Tensor) -> None:
+    if window_ids.dtype != torch.int64:
+        raise TypeError(f"Expected `window_ids` to be an int64 tensor, but got {window_ids.dtype}.")
+    if window_ids.shape != scores.shape:
+        raise ValueError(
+            f"Expected `window_ids` to have the shape of `scores`, {tuple(scores.shape)}, "
+            f"but got {tuple(window_ids.shape)}."
+        )
+    if int(window_ids.min()) < 0:
+        raise ValueError(f"Expected `window_ids` >= 0, but got {int(window_ids.min())}.")
+
+
+def window_inclusion(scores: Tensor, window_ids: Tensor, prune_ratio: float) -> Tensor:
+    """Return the chance ``(m,)``, float32, of each trained sample to stay when windows sample by importance.
+
+    ``min(1, tau * s_i)``, where a window's ``tau`` makes the expected number that stays that of :func:`repb_retain`:
+    ``1 - prune_ratio * (share below the mean)`` of the window. Negative scores count as 0; non-finite ones stay.
+
+    Example:
+        >>> window_inclusion(torch.tensor([0.0, 0.0, 0.0, 8.0]), torch.zeros(4, dtype=torch.int64), 0.5)
+        tensor([0.5000, 0.5000, 0.5000, 1.0000])
+    """
+    low = below_window_mean(scores, window_ids).cpu()
+    windows, finite = window_ids.cpu(), scores.isfinite().cpu()
+    num = int(windows.max()) + 1
+
+    def total(values: Tensor) -> Tensor:
+        return torch.bincount(windows, weights=values.double(), minlength=num)
+
+    importance = torch.where(finite, scores.cpu().double(), 0).clamp_(min=0)
+    # a little for those at zero, so that they share what the others leave
+    means = (total(importance) / total(finite).clamp_(min=1)).index_select(0, windows)
+    importance = torch.where(means > 0, torch.maximum(importance, 1e-6 * means), 1.0)
+    left = total(finite) - prune_ratio * total(low)  # expected number still to be given out
+    full = ~finite
+    chance = full.double()
+    while True:  # each round settles the samples that stay for sure; no more than a few are needed
+        scale = (left - total(full & finite)) / total(torch.where(full, 0, importance))
+        chance = torch.where(full, 1.0, importance * scale.index_select(0, windows))
+        if not bool((chance > 1 + 1e-12).any()):
+            return chance.clamp_(max=1).float().to(scores.device)
+        full |= chance >= 1
+
+
+class RePB(PruningCallback):
+    """Skip samples whose score lies below the mean of the batches they were trained in; ``prune_ratio`` is a coin.
+
+    A sample below the mean of its window (``window_batches`` steps) leaves the next epoch with probability
+    ``prune_ratio``; an absent one re-enters with ``1 - prune_ratio``. If a share b of the trained samples is below, the
+    kept share settles at ``(1 - prune_ratio) / (1 - prune_ratio + prune_ratio * b)``: about 0.6 by default
+    (`prune/kept_fraction` shows it). Losses are weighted by the inverse of a sample's attendance so far,
+    ``epochs / counts``, which balances the samples' parts in the gradient over the run, not in each epoch. The windows
+    are judged after the epoch, from what it recorded: steps communicate nothing.
+
+    Args:
+        prune_ratio: Probability with which a sample below its window's mean leaves, and with which an absent one stays
+            away, in [0, 1).
+        window_batches: Steps in a window; a step is the union of all ranks' batches. The paper finds 1-4 best; a window
+            should hold some 64 samples.
+        score: ``"loss"``, or ``"grad_norm"``: the norm of the loss's gradient by the logits, which needs
+            ``self.weighted_loss(losses, logits=logits, targets=targets)``.
+        rule: ``"mean"``, or ``"importance"``: as many stay, but with chances in proportion to their score.
+        target_keep: Share of the samples to keep, in (0, 1]. The probability is then derived each epoch from the
+            measured number below the mean, and ``prune_ratio`` is not used. None: off.
+        max_weight: Upper bound of a weight, at least 1. None: a sample that was long away returns with a large one.
+        seed: Seed of the draws. None: the global seed set by Lightning, else 0.
+        warmup_epochs: Epochs at the start that train on everything (the first always does).
+        scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
+        log: Log ``prune/*`` once an epoch, with the probability in force as ``prune/repb_ratio``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Note:
+        The paper gives no default ratio. Samples that an epoch selected but did not train (a dropped last batch,
+        a limit) stay: nothing is known against them.
+
+    References:
+        Zhou et al., "RePB", ICLR 2026; implemented from the paper (Eqs. 1-4).
+
+    Example:
+        >>> RePB(target_keep=0.7)
+        RePB(prune_ratio=0.5, window_batches=1, score='loss', rule='mean', target_keep=0.7, max_weight=None)
+    """
+
+    def __init__(
+        self,
+        prune_ratio: float = 0.5,
+        window_batches: int = 1,
+        score: Literal["loss", "grad_norm"] = "loss",
+        rule: Literal["mean", "importance"] = "mean",
+        target_keep: float | None = None,
+        max_weight: float | None = None,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        check_ratio("prune_ratio", prune_ratio)
+        check_int("window_batches", window_batches, low=1)
+        check_choice("score", score, ("loss", "grad_norm"))
+        check_choice("rule", rule, ("mean", "importance"))
+        if target_keep is not None:
+            check_ratio("target_keep", target_keep, closed_low=False, closed_high=True)
+        if max_weight is not None:
+            check_number("max_weight", max_weight, "a number >= 1 or None", max_weight >= 1)
+        self.prune_ratio = prune_ratio
+        self.window_batches = window_batches
+        self.score = score
+        self.rule = rule
+        self.target_keep = target_keep
+        self.max_weight = max_weight
+        if score == "grad_norm":
+            self.record_names = ("grad_norm",)  # type: ignore[misc]
+            self.ranks_by_scores = False
+
+    def setup_columns(self, registry: ScoreRegistry) -> None:
+        """Declare each sample's chance to be in the next epoch."""
+        registry.add_column(_CHANCE, fill=1.0)
+        registry.add_state(_RATIO, torch.tensor(self.prune_ratio))
+
+    def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return the gradient norms, if they are the score."""
+        return {"grad_norm": output_grad_norm(step, "RePB(score='grad_norm')")} if self.score == "grad_norm" else {}
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        """Throw each sample's coin, and weigh those that are in by their attendance."""
+        chance = registry.column(_CHANCE)
+        coins = torch.rand(len(chance), generator=generator).to(chance.device)
+        indices = ids_of(coins < chance)
+        if epoch == 0:
+            return Selection(indices)
+        weights = ctr_weights(registry.counts.index_select(0, indices), epoch)
+        return Selection(indices, weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
+
+    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        """Set each sample's chance to be in the next epoch, from its window in this one."""
+        selection = registry.selection
+        if selection is None or len(record.indices) == 0:
+            return
+        scores = (
+            record.extra["grad_norm"] if self.score == "grad_norm" else registry.scores.index_select(0, record.indices)
+        )
+        windows = record.steps
+        if self.window_batches > 1:
+            windows = windows.div(self.window_batches, rounding_mode="floor")
+        low = below_window_mean(scores, windows)
+        ratio = self._ratio(registry.num_samples, len(selection), int(low.count_nonzero()))
+        chance = registry.column(_CHANCE).fill_(1 - ratio)
+        chance.index_fill_(0, selection.indices.to(chance.device), 1.0)
+        if self.rule == "importance":
+            chance.scatter_(0, record.indices, window_inclusion(scores, windows, ratio))
+        else:
+            chance.index_fill_(0, record.indices.index_select(0, ids_of(low)), 1 - ratio)
+        registry.state[_RATIO].fill_(ratio)
+
+    def _ratio(self, num_samples: int, num_trained: int, num_low: int) -> float:
+        """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.
+
+        The next epoch has ``n - ratio * (low + absent)`` samples. The ratio never goes more than half the way from the
+        one that holds the target forever to 1, which would never let an absentee return.
+        """
+        if self.target_keep is None:
+            return self.prune_ratio
+        drop = 1 - self.target_keep
+        share_low = max(num_low, 1) / num_trained
+        steady = drop / (drop + self.target_keep * share_low)
+        candidates = max(num_low + num_samples - num_trained, 1)
+        return min(drop * num_samples / candidates, (1 + steady) / 2)
+
+    def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
+        """Log the probability in force."""
+        return {_RATIO: registry.state[_RATIO]}
