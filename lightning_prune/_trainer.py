@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning
@@ -295,3 +296,30 @@ def iterate(trainer: Trainer, *, keep_rng: bool) -> None:
     assert fetcher is not None  # noqa: S101  (narrowing: the loop has set up its data)
     with torch.random.fork_rng(devices=[], enabled=keep_rng):
         iter(fetcher)
+
+
+def subset_loader(original: DataLoader[Any], indices: list[int]) -> DataLoader[Any]:
+    """Return a loader of these samples, in this order, that fetches and collates as the user's loader does."""
+    return DataLoader(
+        original.dataset,
+        batch_size=getattr(original.batch_sampler, "batch_size", None) or 64,
+        sampler=indices,
+        num_workers=original.num_workers,
+        collate_fn=original.collate_fn,
+        pin_memory=original.pin_memory,
+        timeout=original.timeout,
+        worker_init_fn=original.worker_init_fn,
+        multiprocessing_context=original.multiprocessing_context,
+    )
+
+
+def to_device(trainer: Trainer, batch: Any) -> Any:
+    """Move a batch to the device through the user's transfer hooks, as the fit loop does."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def forward_context(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Return the precision plugin's context for a forward pass."""
+    return trainer.precision_plugin.forward_context()

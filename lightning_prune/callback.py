@@ -68,10 +68,18 @@ class PruningCallback(Callback):
         ...         return Selection(scores.topk(registry.num_samples // 2).indices)
     """
 
-    needs_mixin: ClassVar[bool] = True
+    needs_mixin: bool = True
     """Whether the module must be a `WeightedLossMixin`; False only for methods that take losses from elsewhere."""
-    record_names: ClassVar[tuple[str, ...]] = ()
+    record_names: tuple[str, ...] = ()
     """Per-sample values recorded beside the loss, by the names that :meth:`per_sample` returns."""
+    ranks_by_scores: bool = True
+    """Whether `select` ranks by ``registry.scores``, so that a wrapping method may put other scores there."""
+    weighs_losses: bool = False
+    """Whether selections carry weights, which only a `WeightedLossMixin` can apply."""
+    picks_in_batch: ClassVar[bool] = False
+    """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
+    picks_by_losses: ClassVar[bool] = True
+    """Whether :meth:`pick` reads losses only, which a module may give by a cheaper ``per_sample_loss(batch)``."""
 
     def __init__(
         self,
@@ -105,6 +113,24 @@ class PruningCallback(Callback):
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return a tensor ``(B,)`` for each of ``record_names``; called after each step, on the device, no sync."""
         return {}
+
+    def missing_losses(self, step: StepRecord) -> Tensor | None:
+        """Return losses ``(B,)`` to record for a step of a module without the mixin; None: there are none."""
+        return None
+
+    def picks_now(self, registry: ScoreRegistry, epoch: int, batch_idx: int) -> bool:
+        """Return whether :meth:`pick` is to be asked about this batch; it costs a forward pass."""
+        return self.picks_in_batch
+
+    def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
+        """Return the positions ``(k,)``, int64, of a batch that are trained; the same number on every rank.
+
+        Args:
+            step: Losses ``(B,)`` of the whole batch from a forward pass in eval mode, and what else
+                ``weighted_loss`` was given.
+            generator: CPU generator seeded from (seed, epoch, batch, rank).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override `pick(step, generator)`.")
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Update state after an epoch; the registry's losses and counts are already those of its end."""

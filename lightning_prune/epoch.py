@@ -82,6 +82,7 @@ class RunningEpoch:
         self.record_names = record_names
         self.device = device
         self.batches_done = 0
+        self.num_dropped = 0
         sampler = batch_sampler.sampler
         self.rank = sampler.rank
         self.plan: EpochPlan = sampler.make_plan(selection, epoch)
@@ -91,6 +92,7 @@ class RunningEpoch:
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
         self._slots: slice | Tensor = slice(0, 0)
+        self._batch_slots: slice | Tensor = self._slots
 
     @cached_property
     def shard(self) -> Tensor:
@@ -123,16 +125,34 @@ class RunningEpoch:
         batch_idx %= len(batch_sampler)  # a `CombinedLoader` may cycle through a shorter loader
         if isinstance(batch_sampler, PlanBatchSampler):
             start = batch_idx * batch_sampler.batch_size
-            self._slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
+            self._slots = self._batch_slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
             return None if self.weights is None else self.weights[self._slots]
         indices = torch.tensor(batch_sampler.batches[batch_idx], device=self.device)
-        self._slots = self.slot_of[indices]
+        self._slots = self._batch_slots = self.slot_of[indices]
         return self.weights_of(indices)
 
     @property
+    def batch_length(self) -> int:
+        """Number of samples that the sampler drew for the running step."""
+        slots = self._batch_slots
+        return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+
+    @property
     def step_indices(self) -> Tensor:
-        """Ids ``(B,)`` of the batch that the sampler drew for the running step."""
+        """Ids ``(B,)`` of the batch that the sampler drew for the running step; after `narrow`, of what is left."""
         return self.shard[self._slots]
+
+    @property
+    def step_length(self) -> int:
+        """Number of samples that the running step trains."""
+        slots = self._slots
+        return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+
+    def narrow(self, positions: Tensor) -> Tensor | None:
+        """Train only these ``positions`` ``(k,)`` of the running batch; return their weights, as `begin_step` does."""
+        slots = self._batch_slots
+        self._slots = positions + slots.start if isinstance(slots, slice) else slots[positions]
+        return None if self.weights is None else self.weights[self._slots]
 
     def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
         """Copy a step's values into the log: one small kernel each, no index, no synchronisation.
@@ -141,7 +161,7 @@ class RunningEpoch:
             ValueError: If there are not as many values as samples in the batch.
         """
         slots = self._slots if step.given_indices is None else self.slot_of[step.given_indices.to(self.device)]
-        expected = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        expected = self.step_length if step.given_indices is None else len(slots)  # type: ignore[arg-type]
         rows = [step.losses, *(extra[name] for name in self.record_names)]
         for row, values in zip(self.log, rows, strict=True):
             if values is None or len(values) != expected:
@@ -158,8 +178,18 @@ class RunningEpoch:
 
     @property
     def positions_done(self) -> int:
-        """Positions of the plan trained so far, over all ranks."""
+        """Positions of the plan visited so far, over all ranks."""
         return min(len(self.plan.order), self.batches_done * self.step_size)
+
+    @property
+    def positions_trained(self) -> int:
+        """Positions of the plan trained so far, over all ranks: those visited and not left out of their batch."""
+        return self.positions_done - self.num_dropped * self.plan.world_size
+
+    @property
+    def trained_fraction(self) -> float:
+        """Share of the visited positions that were trained: 1, unless samples were left out of their batches."""
+        return self.positions_trained / self.positions_done if self.num_dropped else 1.0
 
     def collect(self) -> EpochRecord:
         """Gather the ranks' logs into one record: the epoch's only collective."""

@@ -25,19 +25,29 @@ _REDUCTION_HINT = (
 )
 
 
+class Probed(BaseException):
+    """Ends a training step that was only run to learn its losses, once ``weighted_loss`` knows them.
+
+    Not an `Exception`, so that no ``except Exception`` of the user's catches it.
+    """
+
+
 class StepRecord:
     """What one training step and the registry exchange: weights in, detached per-sample values out.
 
     Attributes:
         active: True between ``on_train_batch_start`` and ``on_train_batch_end`` of a pruned fit.
+        probing: True while a step is run only to learn its losses: ``weighted_loss`` then ends it with `Probed`.
         weights: Loss weights ``(B,)``, float32, a view of the epoch's; None: all ones.
         losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called.
         logits: What the module passed to ``weighted_loss``, detached, or None. Likewise ``targets``, ``features``.
+        batch_loss: The scalar loss that ``training_step`` returned, detached, or None; set after the step.
     """
 
     def __init__(self, registry: ScoreRegistry | None = None) -> None:
         self.registry = registry
         self.active = False
+        self.probing = False
         self.weights: Tensor | None = None
         self.clear()
 
@@ -48,6 +58,31 @@ class StepRecord:
         self.targets: Tensor | None = None
         self.features: Tensor | None = None
         self.given_indices: Tensor | None = None
+        self.batch_loss: Tensor | None = None
+
+    def record(
+        self,
+        losses: Tensor,
+        present: Tensor | None,
+        logits: Tensor | None,
+        targets: Tensor | None,
+        features: Tensor | None,
+        indices: Tensor | None,
+    ) -> None:
+        """Keep what ``weighted_loss`` was given, detached; ``present`` ``(B,)`` says which samples have a loss."""
+        detached = losses.detach()
+        # in float32: a lower precision would round the mark of an absent loss to -inf
+        self.losses = detached if present is None else torch.where(present, detached.float(), ABSENT)
+        self.logits = None if logits is None else logits.detach()
+        self.targets = None if targets is None else targets.detach()
+        self.features = None if features is None else features.detach()
+        self.given_indices = indices
+
+    @property
+    def recorded_losses(self) -> Tensor:
+        """Recorded losses ``(B,)``, for methods, which are only called once there are some."""
+        assert self.losses is not None  # noqa: S101  (narrowing)
+        return self.losses
 
     @property
     def indices(self) -> Tensor:
@@ -156,20 +191,18 @@ class WeightedLossMixin(_Base):
         per_sample, present = per_sample_losses(losses, mask)
         step = self._pruning_step
         weights = None
-        if step is not None and step.active:
+        if step is not None and step.probing:
+            if record:
+                step.record(per_sample, present, logits, targets, features, indices)
+                raise Probed
+        elif step is not None and step.active:
             weights = step.weights
             if indices is not None and step.registry is not None:
                 weights = step.registry.running.weights_of(indices)
             if weights is not None and weights.shape != per_sample.shape:
                 raise ValueError(wrong_length(len(per_sample), len(weights)))
             if record and step.losses is None:
-                detached = per_sample.detach()
-                # in float32: a lower precision would round the mark of an absent loss to -inf
-                step.losses = detached if present is None else torch.where(present, detached.float(), ABSENT)
-                step.logits = None if logits is None else logits.detach()
-                step.targets = None if targets is None else targets.detach()
-                step.features = None if features is None else features.detach()
-                step.given_indices = indices
+                step.record(per_sample, present, logits, targets, features, indices)
         if len(per_sample) == 0:  # a collate function dropped the whole batch
             return losses.sum()
         if weights is not None:
@@ -183,6 +216,13 @@ class WeightedLossMixin(_Base):
         """
         step = self._pruning_step
         return 1 if step is None or step.registry is None else step.registry.scheduler_calls(scheduler)
+
+    if not TYPE_CHECKING:
+
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            """Log as Lightning does, but nothing while a step is run only to learn its losses."""
+            if self._pruning_step is None or not self._pruning_step.probing:
+                super().log(*args, **kwargs)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step a step-interval schedule in proportion to the full epoch; others as Lightning does."""

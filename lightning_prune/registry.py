@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune import _trainer
+from lightning_prune import _trainer, probe
 from lightning_prune.callback import PruningCallback
 from lightning_prune.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.methods._shared import count_nonfinite, finite_mean
-from lightning_prune.mixin import StepRecord, WeightedLossMixin
+from lightning_prune.mixin import StepRecord, WeightedLossMixin, wrong_length
 from lightning_prune.plan import Selection, scheduler_calls
 from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_state
 from lightning_prune.sampler import PlanSampler
@@ -67,6 +67,7 @@ class ScoreRegistry(SampleTable, Callback):
         self._epoch = 0
         self._selection: Selection | None = None
         self._running: RunningEpoch | None = None
+        self._picking: probe.PickingStep | None = None
         self._trained_steps = 0
         self._full_steps = 0
         self._pending: dict[str, Any] | None = None
@@ -99,6 +100,13 @@ class ScoreRegistry(SampleTable, Callback):
     def saved_fraction(self) -> float:
         """Share of the sample-steps of all finished epochs, at full length, that were not trained."""
         return 1 - self._trained_steps / self._full_steps if self._full_steps else 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done: of ``max_steps``, or else, by whole epochs, of ``max_epochs``."""
+        if self.max_steps is not None:
+            return (self.global_step if self._trainer is None else self._trainer.global_step) / self.max_steps
+        return self._epoch / self.max_epochs if self.max_epochs else 0.0
 
     @property
     def running(self) -> RunningEpoch:
@@ -149,6 +157,11 @@ class ScoreRegistry(SampleTable, Callback):
             return loaders
         combined, position = _trainer.choose_loader(loaders, self.loader)
         original = combined.flattened[position]
+        if self._method is not None and self._method.picks_in_batch and len(combined.flattened) > 1:
+            raise MisconfigurationException(
+                f"Expected one train DataLoader, since {type(self._method).__name__} takes batches apart, but got "
+                f"{len(combined.flattened)}. Use a method that selects once an epoch."
+            )
         shuffle = _trainer.check_loader(original)
         num_samples = len(original.dataset)
         if self._running is not None and num_samples != self.num_samples:
@@ -192,6 +205,8 @@ class ScoreRegistry(SampleTable, Callback):
             )
         if isinstance(pl_module, WeightedLossMixin):
             pl_module._pruning_step = self.step
+        if self._method is not None and self._method.picks_in_batch:
+            self._picking = probe.PickingStep(pl_module, self._pick)
         self._note_limits(trainer)
         if self._pending is not None:
             state, self._pending = self._pending, None
@@ -207,6 +222,27 @@ class ScoreRegistry(SampleTable, Callback):
         self._running = self._selection = None
         if self._method is not None:
             self._method.setup_columns(self)
+
+    def refresh_losses(self, indices: Tensor) -> Tensor:
+        """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
+
+        Collective in a DDP run. The module is put into eval mode meanwhile, and nothing in the registry changes.
+        """
+        return probe.losses_by_id(*self._fit, self._planned_loader.original, indices, seed=self._probe_seed)
+
+    def mean_loss(self, loader: DataLoader[Any]) -> Tensor:
+        """Return the mean of a loader's finite losses, a 0-d float64 tensor, as :meth:`refresh_losses` finds them."""
+        return probe.mean_loss(*self._fit, loader, seed=self._probe_seed)
+
+    @property
+    def _fit(self) -> tuple[Trainer, LightningModule]:
+        if self._trainer is None or self._module is None:
+            raise RuntimeError("Expected a running fit, but there is none.")
+        return self._trainer, self._module
+
+    @property
+    def _probe_seed(self) -> int:
+        return make_generator(self._seed, self._epoch, "probe").initial_seed()
 
     def _note_limits(self, trainer: Trainer) -> None:
         max_epochs = trainer.max_epochs
@@ -253,6 +289,11 @@ class ScoreRegistry(SampleTable, Callback):
                 f"Expected `{type(method).__name__}.select` to return a Selection, but got {type(selection).__name__}."
             )
         selection.check(self.num_samples)
+        if selection.weights is not None and not isinstance(self._module, WeightedLossMixin):
+            raise MisconfigurationException(
+                f"Expected a module with `WeightedLossMixin`, since {type(method).__name__} weighs the losses, but "
+                f"`{type(self._module).__name__}` has not got it."
+            )
         if self.debug_sync and self._trainer is not None and self._trainer.world_size > 1:
             check_same_on_all_ranks(selection, self._epoch, self.losses.device)
         return selection
@@ -268,6 +309,23 @@ class ScoreRegistry(SampleTable, Callback):
         self.step.weights = self.running.begin_step(batch_idx)
         self.step.active = True
 
+    def _pick(self, batch: Any, *args: Any) -> Any:
+        """Return the part of the batch that is trained; called at the start of each step of a batch-level method."""
+        trainer, module, method, running = self._trainer, self._module, self._method, self._running
+        if trainer is None or module is None or method is None or running is None or not self.step.active:
+            return batch
+        batch_idx = running.batches_done
+        if self._epoch < method.warmup_epochs or not method.picks_now(self, self._epoch, batch_idx):
+            return batch
+        step = probe.probe(module, batch, *args, hook=method.picks_by_losses)
+        step.registry = self
+        if step.losses is None or len(step.losses) != running.batch_length:
+            raise ValueError(wrong_length(0 if step.losses is None else len(step.losses), running.batch_length))
+        generator = make_generator(self._seed, self._epoch, f"pick/{batch_idx}/{trainer.global_rank}")
+        positions = method.pick(step, generator)
+        self.step.weights = running.narrow(positions)
+        return probe.take(module, batch, positions, running.batch_length)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -277,6 +335,14 @@ class ScoreRegistry(SampleTable, Callback):
         if not step.active:  # the collate function returned None: no step was run
             return
         step.active = False
+        method = self._method
+        if method is not None and method.picks_in_batch:
+            running.num_dropped += running.batch_length - running.step_length
+        if step.losses is None and method is not None and not isinstance(pl_module, WeightedLossMixin):
+            if isinstance(outputs, dict) and isinstance(loss := outputs.get("loss"), Tensor):
+                accumulate = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+                step.batch_loss = loss * accumulate  # Lightning divided it
+            step.losses = method.missing_losses(step)
         if step.losses is None:
             if not isinstance(pl_module, WeightedLossMixin):
                 return  # the method said that it needs no losses
@@ -286,7 +352,7 @@ class ScoreRegistry(SampleTable, Callback):
                 "Expected `training_step` to call `self.weighted_loss(losses)`, but it never did. Compute the loss "
                 'with `reduction="none"` and return `self.weighted_loss(losses)`.'
             )
-        running.write(step, {} if self._method is None else self._method.per_sample(step))
+        running.write(step, {} if method is None else method.per_sample(step))
 
     # ------------------------------------------------------------------------------------------------ end of an epoch
 
@@ -314,10 +380,10 @@ class ScoreRegistry(SampleTable, Callback):
                 f"{nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {self._epoch}. These "
                 "samples stay in with weight 1 and are left out of every mean."
             )
-        self._trained_steps += running.positions_done
+        self._trained_steps += running.positions_trained
         self._full_steps += min(self.num_samples, self._full_batches * running.step_size)
         metrics: dict[str, float | Tensor] = {
-            "prune/kept_fraction": len(selection) / self.num_samples,
+            "prune/kept_fraction": len(selection) / self.num_samples * running.trained_fraction,
             "prune/saved_fraction": self.saved_fraction,
             "prune/score_mean": finite_mean(self.losses).float(),
             "prune/nonfinite": float(nonfinite),
@@ -371,6 +437,7 @@ class ScoreRegistry(SampleTable, Callback):
         if running is not None:
             state |= {
                 "batches_done": running.batches_done,
+                "num_dropped": running.num_dropped,
                 "step_size": running.step_size,
                 "full_batches": self._full_batches,
             }
@@ -438,6 +505,7 @@ class ScoreRegistry(SampleTable, Callback):
                 "the same batch size and number of devices, or from a checkpoint of an epoch's end."
             )
         running.continue_from(state["batches_done"], local["log"])
+        running.num_dropped = state.get("num_dropped", 0)
         if trainer.current_epoch == self._epoch:
             self._begun, self._first_epoch = self._epoch, False
             num_batches = _trainer.set_epoch_length(trainer)
@@ -469,6 +537,9 @@ class ScoreRegistry(SampleTable, Callback):
     def _uninstall(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step.active = False
         pl_module.__dict__.pop("_pruning_step", None)
+        if self._picking is not None:
+            self._picking.uninstall()
+            self._picking = None
         _trainer.uninstall_source(trainer)
         if self._loader is not None:
             self._loader.restore(trainer)
@@ -479,7 +550,13 @@ def _check_module(pl_module: LightningModule, method: PruningCallback | None) ->
     """Refuse a module without the mixin; warn of one whose own ``lr_scheduler_step`` hides the mixin's."""
     name = type(pl_module).__name__
     if not isinstance(pl_module, WeightedLossMixin):
-        if method is not None and not method.needs_mixin:
+        hook = callable(getattr(pl_module, "per_sample_loss", None))
+        if method is not None and not method.needs_mixin and method.picks_in_batch and not hook:
+            raise MisconfigurationException(
+                f"Expected per-sample losses for {type(method).__name__} to pick by, but `{name}` does not give them. "
+                f"{probe.HOOK_HINT}"
+            )
+        if method is not None and not method.needs_mixin and not method.weighs_losses:
             return
         raise MisconfigurationException(
             f"Expected a module with `WeightedLossMixin`, but `{name}` has not got it. Write "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,19 @@ def resolve_generator(generator: torch.Generator | None) -> torch.Generator:
 def permutation(n: int, generator: torch.Generator) -> Tensor:
     """Return a random permutation ``(n,)``; int32 where that suffices, which is half the memory to move."""
     return torch.randperm(n, generator=generator, dtype=torch.int32 if n < 2**31 else torch.int64)
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Run the user's code with the global generators seeded by us, and give them back as they were."""
+    state = collect_rng_state()
+    torch.manual_seed(seed)  # noqa: TID251  (restored below, as are the others)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, TID251
+    try:
+        yield
+    finally:
+        restore_rng_state(state)
 
 
 def collect_rng_state() -> dict[str, Any]:

@@ -55,6 +55,10 @@ class SampleTable:
             raise KeyError(f"Expected the name of a registry column, one of {sorted(self._columns)}, but got {name!r}.")
         return self._columns[name]
 
+    def has_column(self, name: str) -> bool:
+        """Return whether there is such a column, declared by a method or from a checkpoint."""
+        return name in self._columns
+
     def add_column(
         self, name: str, *, fill: float = 0.0, dtype: torch.dtype = torch.float32, slots: int | None = None
     ) -> None:

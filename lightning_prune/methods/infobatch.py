@@ -103,6 +103,8 @@ class InfoBatch(PruningCallback):
         InfoBatch(prune_ratio=0.5, anneal_ratio=0.875, mode='exact')
     """
 
+    weighs_losses = True
+
     def __init__(
         self,
         prune_ratio: float = 0.5,

@@ -63,6 +63,8 @@ class RandomPruning(PruningCallback):
         check_ratio("prune_ratio", prune_ratio)
         self.prune_ratio = prune_ratio
         self.rescale = rescale
+        self.ranks_by_scores = False
+        self.weighs_losses = rescale
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
         """Draw this epoch's subset."""

@@ -211,6 +211,8 @@ class RePB(PruningCallback):
         RePB(prune_ratio=0.5, window_batches=1, score='loss', rule='mean', target_keep=0.7, max_weight=None)
     """
 
+    weighs_losses = True
+
     def __init__(
         self,
         prune_ratio: float = 0.5,
@@ -241,7 +243,7 @@ class RePB(PruningCallback):
         self.target_keep = target_keep
         self.max_weight = max_weight
         if score == "grad_norm":
-            self.record_names = ("grad_norm",)  # type: ignore[misc]
+            self.record_names = ("grad_norm",)
             self.ranks_by_scores = False
 
     def setup_columns(self, registry: ScoreRegistry) -> None:

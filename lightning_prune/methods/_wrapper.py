@@ -1,0 +1,65 @@
+"""What methods share that give another method other scores to rank by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_prune.callback import PruningCallback
+
+if TYPE_CHECKING:
+    from lightning_prune.mixin import StepRecord
+    from lightning_prune.registry import ScoreRegistry
+
+
+class ScoreWrapper(PruningCallback):
+    """Base class of methods that wrap a ``base`` which ranks by ``registry.scores``, and hand its hooks on.
+
+    Raises:
+        TypeError: If ``base`` is not a `PruningCallback`.
+        ValueError: If it does not rank by scores.
+    """
+
+    ranks_by_scores = False
+
+    def __init__(
+        self,
+        base: PruningCallback,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        name = type(self).__name__
+        if not isinstance(base, PruningCallback):
+            raise TypeError(
+                f"Expected `base` to be a pruning method, as in `{name}(base=InfoBatch())`, but got {base!r}."
+            )
+        if not base.ranks_by_scores:
+            raise ValueError(
+                f"Expected a `base` that ranks by `registry.scores`, such as InfoBatch, SeTa, RePB or OrderDP, but "
+                f"got {base}. If it is your own and does rank by them, set `ranks_by_scores = True` on its class."
+            )
+        super().__init__(
+            seed=base.seed if seed is None else seed,
+            warmup_epochs=max(warmup_epochs, base.warmup_epochs),
+            scale_lr_schedule=scale_lr_schedule and base.scale_lr_schedule,
+            log=log and base.log_metrics,
+        )
+        self.base = base
+        self.record_names = base.record_names
+        self.weighs_losses = base.weighs_losses
+
+    def setup_columns(self, registry: ScoreRegistry) -> None:
+        """Declare the base's state."""
+        self.base.setup_columns(registry)
+
+    def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return what the base records."""
+        return self.base.per_sample(step)
+
+    def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
+        """Return what the base logs."""
+        return self.base.metrics(registry)
