@@ -1,24 +1,36 @@
 """Dynamic data pruning for PyTorch Lightning: add one callback, train on less data."""
 
 from lightning_prune.callback import PruningCallback
+from lightning_prune.methods.alignprune import AlignPrune
+from lightning_prune.methods.batch_loss_score import BatchLossScore
+from lightning_prune.methods.divbs import DivBS
+from lightning_prune.methods.ies import IES
 from lightning_prune.methods.infobatch import InfoBatch
 from lightning_prune.methods.orderdp import OrderDP
 from lightning_prune.methods.random import RandomPruning
 from lightning_prune.methods.repb import RePB
+from lightning_prune.methods.rho_loss import RHOLoss
+from lightning_prune.methods.selective_backprop import SelectiveBackprop
 from lightning_prune.methods.seta import SeTa
 from lightning_prune.mixin import WeightedLossMixin
 from lightning_prune.plan import Selection
 from lightning_prune.registry import ScoreRegistry
 
 __all__ = [
+    "IES",
+    "AlignPrune",
+    "BatchLossScore",
+    "DivBS",
     "InfoBatch",
     "OrderDP",
     "PruningCallback",
+    "RHOLoss",
     "RandomPruning",
     "RePB",
     "ScoreRegistry",
     "SeTa",
     "Selection",
+    "SelectiveBackprop",
     "WeightedLossMixin",
 ]
 __version__ = "0.1.0"

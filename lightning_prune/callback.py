@@ -153,5 +153,9 @@ class PruningCallback(Callback):
 
     def __repr__(self) -> str:
         shared = {"seed", "warmup_epochs", "scale_lr_schedule", "log"}
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in {"self", *shared}]
+        names = [
+            name
+            for name in inspect.signature(type(self).__init__).parameters
+            if name not in {"self", *shared} and hasattr(self, name)
+        ]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

@@ -1,17 +1,25 @@
 """The pure selection rules, without a Trainer: tensors in, a `Selection` or a tensor out."""
 
+from lightning_prune.methods.alignprune import alignment_score
+from lightning_prune.methods.divbs import divbs
+from lightning_prune.methods.ies import instance_early_stopping
 from lightning_prune.methods.infobatch import infobatch
 from lightning_prune.methods.orderdp import orderdp, orderdp_inclusion
 from lightning_prune.methods.repb import ctr_weights, repb_resample, repb_retain
+from lightning_prune.methods.selective_backprop import selective_backprop_probs
 from lightning_prune.methods.seta import kmeans_1d, seta
 
 __all__ = [
+    "alignment_score",
     "ctr_weights",
+    "divbs",
     "infobatch",
+    "instance_early_stopping",
     "kmeans_1d",
     "orderdp",
     "orderdp_inclusion",
     "repb_resample",
     "repb_retain",
+    "selective_backprop_probs",
     "seta",
 ]

@@ -28,9 +28,7 @@ _METRIC = "align_metric"
 _EPOCHS = "align_epochs"
 
 _CHUNK = 8192
-"""Samples at a time on the CPU: a float64 window of 25 epochs of them fits a core's cache."""
-_CONSTANT = 1e-13
-"""Share of a series' mean square below which its variance is rounding."""
+"""Samples at a time on the CPU: a float32 window of 25 epochs of them and its copies fit a core's cache."""
 
 
 def alignment_score(
@@ -90,7 +88,7 @@ def alignment_score(
 
 
 def _alignment(ring: Tensor, reference: Tensor, correlation: str, min_observed: int) -> Tensor:
-    """Return the scores ``(n,)`` of trajectories stored epoch by epoch ``(N, n)``, oldest first."""
+    """Return the scores ``(n,)`` of trajectories stored epoch by epoch ``(N, n)``, in any order of the epochs."""
     known = reference.isfinite()
     if not bool(known.all()):
         ring, reference = ring[known], reference[known]
@@ -98,51 +96,52 @@ def _alignment(ring: Tensor, reference: Tensor, correlation: str, min_observed: 
     scores = torch.full((n,), torch.nan, device=ring.device)
     if len(reference) < min_observed:
         return scores
+    dtype = torch.promote_types(ring.dtype, torch.float32)
     y = reference.to(ring.device, torch.float64)
     score = _CORRELATIONS[correlation]
     size = _CHUNK if ring.device.type == "cpu" else 64 * _CHUNK
+    ones = torch.ones(len(y), dtype=dtype, device=ring.device)
     for start in range(0, n, size):
-        x = ring[:, start : start + size].double()
+        x = ring[:, start : start + size].to(dtype)
         part = scores[start : start + size]
-        if bool((x.sum() - x.sum()).isnan()):  # something in the chunk is not finite
-            seen = (x - x).eq_(0)  # NaN - NaN and inf - inf are NaN, and NaN equals nothing
-            x.nan_to_num_(0, 0, 0)
-            part.copy_(score(x, y, seen))
-            part[seen.sum(0) < min_observed] = torch.nan
-        else:
+        if bool((ones @ x).sum().isfinite()):
             part.copy_(score(x, y, None))
+        else:
+            seen = (x - x).eq_(0)  # NaN - NaN and inf - inf are NaN, and NaN equals nothing
+            part.copy_(score(x.nan_to_num(0, 0, 0), y, seen))
+            part[ones @ seen < min_observed] = torch.nan
     return scores
 
 
 def _pearson(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
-    """Correlate ``x`` ``(N, c)``, 0 where not ``seen`` (0/1, of the same shape; None: all), with ``y`` ``(N,)``."""
-    raw = y @ y
-    y = y - y.mean()
-    if bool(y @ y <= _CONSTANT * raw):
-        return torch.zeros_like(x[0])
+    """Correlate ``x`` ``(N, c)`` with ``y`` ``(N,)``, float64.
+
+    ``seen`` ``(N, c)`` is 1 where observed, else 0, as ``x`` is there, which is then overwritten; None: everywhere.
+    """
+    rounding = (len(y) * torch.finfo(x.dtype).eps) ** 2  # share of the mean square that a constant may vary by
+    mean_y = y.mean()
+    y = (y - mean_y).to(x.dtype)
     ones = torch.ones_like(y)
+    mean = ones @ x
     if seen is None:
-        count: float | Tensor = len(y)
+        mean.div_(len(y))
+        x = x - mean
         var_y = y @ y
-        mean = (ones @ x).div_(count)
-        x = x.sub_(mean)
     else:
         count = (ones @ seen).clamp_(min=1)
-        square = (y * y) @ seen
-        var_y = square - (y @ seen).square_().div_(count)
-        var_y.mul_(var_y > _CONSTANT * square)
-        mean = (ones @ x).div_(count)
+        mean.div_(count)
         x = x.sub_(mean).mul_(seen)
+        total, square = torch.stack([y, y * y]) @ seen
+        var_y = square.sub_(total.square_().div_(count))
+    var_y.sub_(len(y) * rounding * mean_y.square()).clamp_(min=0)
     along = y @ x
-    var_x = ones @ x.square_()
-    var_x.mul_(var_x > mean.square_().mul_(count).mul_(_CONSTANT))
+    var_x = (ones @ x.square_()).addcmul_(mean, mean, value=-len(y) * rounding)
     return along.div_(var_x.mul_(var_y).sqrt_()).nan_to_num_(0, 0, 0).clamp_(-1, 1)
 
 
 def _spearman(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
-    if seen is None:
-        return _pearson(_ranks(x, torch.ones_like(x)), _ranks(y[:, None], torch.ones_like(y[:, None]))[:, 0], None)
-    ranks_x, ranks_y = _ranks(x, seen), _ranks(y[:, None].expand_as(x), seen)
+    seen = torch.ones_like(x) if seen is None else seen
+    ranks_x, ranks_y = _ranks(x, seen), _ranks(y.to(x.dtype)[:, None].expand_as(x), seen)
     count = seen.sum(0).clamp(min=1)
     ranks_x = (ranks_x - ranks_x.sum(0) / count) * seen
     ranks_y = (ranks_y - ranks_y.sum(0) / count) * seen
@@ -161,28 +160,30 @@ def _ranks(values: Tensor, seen: Tensor) -> Tensor:
 
 
 def _cosine(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
-    square_y = y @ y if seen is None else (y * y) @ seen
+    y = y.to(x.dtype)
     along = y @ x
-    scale = (torch.ones_like(y) @ x.square_()).mul_(square_y).sqrt_()
+    square_y = y @ y if seen is None else (y * y) @ seen
+    scale = (torch.ones_like(y) @ x.square()).mul_(square_y).sqrt_()
     return along.div_(scale).nan_to_num_(0, 0, 0).clamp_(-1, 1)
 
 
 def _dtw(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
     seen = torch.ones_like(x) if seen is None else seen
-    x, y = _standardised(x, seen), _standardised(y[:, None] * seen, seen)
-    missing, infinite = seen == 0, torch.full_like(x[0], torch.inf)
-    # previous[j]: cost of the best path up to the last epoch seen of x and the j-th of y; j = -1 (kept last): none yet
-    previous = [infinite] * len(y) + [torch.zeros_like(x[0])]
+    x, y = _standardised(x, seen), _standardised(y.to(x.dtype)[:, None] * seen, seen)
+    missing = seen == 0
+    infinite = torch.full_like(x[0], torch.inf)
+    # cost[j]: of the best path up to the current epoch of x and the j-th of y, from 1; an epoch not seen repeats the
+    # entry before it, as if it were not there
+    cost = [torch.zeros_like(x[0])]
+    for absent in missing:
+        cost.append(torch.where(absent, cost[-1], infinite))
     for i in range(len(x)):
-        current = [torch.where(missing[i], previous[-1], infinite)]  # reordered below: here j = -1 is first
+        row = [torch.where(missing[i], cost[0], infinite)]
         for j in range(len(y)):
-            diagonal = previous[j - 1]  # for j = 0 the last entry, j = -1
-            best = torch.minimum(torch.minimum(previous[j], current[-1]), diagonal)
-            cost = (x[i] - y[j]).abs() + best
-            cost = torch.where(missing[j], current[-1], cost)
-            current.append(torch.where(missing[i], previous[j], cost))
-        previous = [*current[1:], current[0]]
-    return -previous[len(y) - 1]
+            step = (x[i] - y[j]).abs() + torch.minimum(torch.minimum(cost[j], cost[j + 1]), row[j])
+            row.append(torch.where(missing[i], cost[j + 1], torch.where(missing[j], row[j], step)))
+        cost = row
+    return -cost[-1]
 
 
 def _standardised(x: Tensor, seen: Tensor) -> Tensor:
@@ -309,8 +310,8 @@ class AlignPrune(ScoreWrapper):
         if last is not None and last < 2 * self.window:
             rank_zero_warn(
                 f"AlignPrune(window={self.window}) ranks by alignment only once {self.window} epochs are recorded: in "
-                f"{max(0, last - self.window)} of this run's {last} epochs. Use a shorter window, such as "
-                f"{max(4, last // 4)}."
+                f"{max(0, last - self.window)} of this run's {last} epochs. Use a shorter window (of at least 4), or "
+                "train longer."
             )
         registry.add_column(_LOSSES, fill=torch.nan, slots=self.window)
         registry.add_column(_SCORE, fill=torch.nan)
