@@ -63,7 +63,7 @@ def alignment_score(
     Example:
         >>> following, opposed = [2.0, 1.0, 0.5], [0.1, 0.2, 0.9]
         >>> alignment_score(torch.tensor([following, opposed]), torch.tensor([4.0, 2.0, 1.0])).round(decimals=2)
-        tensor([ 1.0000, -0.7900])
+        tensor([ 1.0000, -0.8300])
     """
     for name, value in (("trajectories", trajectories), ("reference", reference)):
         if not value.is_floating_point():
