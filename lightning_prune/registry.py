@@ -184,8 +184,15 @@ class ScoreRegistry(SampleTable, Callback):
         return self._loader
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse schedules that cannot be scaled."""
+        """Refuse schedules that cannot be scaled; warn of those that a module without the mixin will not scale."""
         for config in trainer.lr_scheduler_configs:
+            if self._scales(config) and not isinstance(pl_module, WeightedLossMixin):
+                rank_zero_warn(
+                    f"`{type(pl_module).__name__}` has no `WeightedLossMixin`, so its step-interval schedule does not "
+                    "follow the shorter epochs, and will not come to its end. Inherit the mixin, or pass "
+                    "`scale_lr_schedule=False` to the pruning callback if that is wanted."
+                )
+                return
             if self._scales(config) and config.frequency != 1:
                 raise MisconfigurationException(
                     f"Expected `frequency=1` for a scheduler with `interval='step'`, but got {config.frequency}: its "
