@@ -22,7 +22,8 @@ from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_s
 from lightning_prune.sampler import PlanSampler
 from lightning_prune.table import SampleTable, changed_length
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Version of the checkpointed state. 1 had neither the dataset's name nor the number of processes."""
 
 
 class ScoreRegistry(SampleTable, Callback):
