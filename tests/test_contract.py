@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from lightning_prune.cli import PruneCLI
+from lightning_prune.registry import STATE_VERSION
 from tests import contract
 from tests.helpers import Model, PlainModel, make_loader, make_trainer, registry_of
 
@@ -188,4 +189,4 @@ def test_state_is_plain(case):
     buffer = io.BytesIO()
     torch.save(registry_of(trainer).state_dict(), buffer)
     buffer.seek(0)
-    assert torch.load(buffer, weights_only=True)["version"] == 1
+    assert torch.load(buffer, weights_only=True)["version"] == STATE_VERSION

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR, StepLR
 
 from lightning_prune import ScoreRegistry
+from lightning_prune.registry import STATE_VERSION
 from tests import contract
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
@@ -195,7 +196,7 @@ def test_state_loads_with_weights_only(tmp_path):
     fit("InfoBatch", tmp_path)
     for path in (last_step(tmp_path), *tmp_path.glob("end/*.ckpt")):
         state = torch.load(path, weights_only=True)["callbacks"]["ScoreRegistry"]
-        assert state["version"] == 1
+        assert state["version"] == STATE_VERSION
 
 
 def test_another_length_is_refused(tmp_path):
@@ -218,8 +219,33 @@ def test_newer_state_is_refused(tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["callbacks"]["ScoreRegistry"]["version"] = 99
     torch.save(checkpoint, path)
-    with pytest.raises(MisconfigurationException, match="version <= 1, but the checkpoint has 99"):
+    with pytest.raises(
+        MisconfigurationException, match=f"version <= {STATE_VERSION}, but the checkpoint has 99.*upgrade"
+    ):
         fit("InfoBatch", tmp_path / "b", path, schedule=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "next_ids"),
+    [
+        ("middle", 1, [12, 15, 34, 23, 36, 2, 3, 37, 18, 20, 30]),
+        ("end", 2, [18, 37, 25, 6, 26, 24, 1, 30, 36, 19, 10, 15, 28, 22, 17, 14, 32, 16, 21, 31, 33, 11, 8, 23, 27]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(callbacks used to create the checkpoint|newer than your current Lightning)")
+def test_older_state_is_loaded(name, epoch, next_ids):
+    """Checkpoints written by version 1, InfoBatch(seed=1) over 5 epochs; it went on with these samples."""
+    path = contract.FIXTURES / f"state-1-{name}.ckpt"
+    before = torch.load(path, weights_only=True)["callbacks"]["ScoreRegistry"]
+    assert before["version"] == 1 < STATE_VERSION
+    trainer, model = make_trainer(contract.make("InfoBatch"), max_epochs=5), Model()
+    trainer.fit(model, make_loader(), ckpt_path=path)
+    assert model.epoch_ids(epoch) == next_ids
+    assert {e for e, _ in model.seen} == set(range(epoch, 5))
+    done = before["batches_done"] * 4 if before["open"] else 0
+    trained = sum(len(ids) for _, ids in model.seen)
+    assert registry_of(trainer).counts.sum() == before["counts"].sum() + done + trained
+    assert registry_of(trainer).losses.isfinite().all()
 
 
 def test_fit_again_with_the_same_trainer():
