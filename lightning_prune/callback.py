@@ -98,7 +98,7 @@ class PruningCallback(Callback):
         self.log_metrics = log
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
-        """Return the samples of ``epoch``. Must not change any state. A method that picks in batches draws from all.
+        """Return the samples of ``epoch``; must not change any state. A method that picks in batches needs none.
 
         Args:
             registry: Per-sample state as of the epoch's start; read ``registry.scores``, ``registry.counts``, columns.
@@ -106,7 +106,7 @@ class PruningCallback(Callback):
             generator: CPU generator seeded from (seed, epoch); the same on every rank.
         """
         if self.picks_in_batch:
-            return Selection.all(registry.num_samples)
+            return Selection.all(registry.num_samples, registry.losses.device)
         raise NotImplementedError(f"{type(self).__name__} must override `select(registry, epoch, generator)`.")
 
     def setup_columns(self, registry: ScoreRegistry) -> None:

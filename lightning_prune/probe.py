@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm  # type: ignore[import-untyped]  # `tqdm.auto` would make an iterator of its own, and draw
 
 from lightning_prune import _trainer
 from lightning_prune.mixin import Probed, StepRecord, WeightedLossMixin, per_sample_losses

@@ -22,7 +22,8 @@ from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_s
 from lightning_prune.sampler import PlanSampler
 from lightning_prune.table import SampleTable, changed_length
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Version of the checkpointed state. 1 had neither the dataset's name nor the number of processes."""
 
 
 class ScoreRegistry(SampleTable, Callback):
@@ -446,6 +447,7 @@ class ScoreRegistry(SampleTable, Callback):
                 "batches_done": running.batches_done,
                 "num_dropped": running.num_dropped,
                 "step_size": running.step_size,
+                "world_size": running.plan.world_size,
                 "full_batches": self._full_batches,
             }
             local["log"] = running.log_state()
@@ -505,6 +507,13 @@ class ScoreRegistry(SampleTable, Callback):
         """Re-derive the plan of an epoch that was open when the checkpoint was written, and go on in its middle."""
         self._full_batches, self._fresh_loader = state["full_batches"], False
         running = self._plan_epoch()
+        world_size = running.plan.world_size
+        if (before := state.get("world_size", world_size)) != world_size:
+            raise MisconfigurationException(
+                f"Expected {before} processes, as when the checkpoint was written in the middle of epoch "
+                f"{state['epoch']}, but got {world_size}: each has a part of that epoch. Resume with {before}, or from "
+                "a checkpoint of an epoch's end."
+            )
         if state["step_size"] != running.step_size:
             raise MisconfigurationException(
                 f"Expected {state['step_size']} samples per step (batch size times devices), as when the checkpoint "

@@ -44,12 +44,16 @@ class PlainModel(L.LightningModule):
         self.true_losses: dict[int, float] = {}
         self.validated: list[tuple[int, int]] = []
         self.lrs: list[float] = []
+        self.outputs: dict[str, Tensor] = {}
 
     def losses(self, batch: Any) -> Tensor:
         x, y, index = batch
-        losses = F.cross_entropy(self.layer(self.dropout(x)), y, reduction="none")
-        self.seen.append((self.current_epoch, index.tolist()))
-        self.true_losses |= dict(zip(index.tolist(), losses.detach().float().tolist(), strict=True))
+        logits = self.layer(self.dropout(x))
+        losses = F.cross_entropy(logits, y, reduction="none")
+        self.outputs = {"logits": logits.detach(), "targets": y, "features": x}
+        if self.training:  # else a method only asks for losses
+            self.seen.append((self.current_epoch, index.tolist()))
+            self.true_losses |= dict(zip(index.tolist(), losses.detach().float().tolist(), strict=True))
         return losses
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -78,7 +82,8 @@ class PlainModel(L.LightningModule):
 
 class Model(WeightedLossMixin, PlainModel):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.weighted_loss(self.losses(batch))
+        losses = self.losses(batch)
+        return self.weighted_loss(losses, **self.outputs)
 
 
 class Keep(PruningCallback):

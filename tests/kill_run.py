@@ -1,4 +1,4 @@
-"""A training run that a test may kill at any moment: ``python -m tests.kill_run FOLDER METHOD EPOCHS``.
+"""A training run that a test may kill at any moment: ``python -m tests.kill_run FOLDER NAME EPOCHS``.
 
 It resumes from the newest checkpoint in FOLDER, if there is one, and writes what it ended with to ``result.pt``.
 """
@@ -8,13 +8,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import lightning.pytorch as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prune import InfoBatch, RandomPruning
+from lightning_prune import InfoBatch, RePB, SeTa
+from lightning_prune.scoring import ScoreRecorder, StaticPruning
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
-METHODS = {"infobatch": lambda: InfoBatch(seed=1), "random": lambda: RandomPruning(0.4, seed=1)}
+TRACKERS = ["AUM", "EL2N", "Forgetting", "TDDS", "DUAL"]
+
+
+def callbacks_of(name: str, folder: Path) -> list[L.Callback]:
+    """Return the callbacks under test."""
+    if name == "recorder":
+        return [ScoreRecorder(TRACKERS, folder / "scores")]
+    return {
+        "infobatch": lambda: [InfoBatch(seed=1)],
+        "repb": lambda: [RePB(seed=1)],
+        "seta": lambda: [SeTa(seed=1, window_scale=0.6)],
+        "static": lambda: [StaticPruning(torch.arange(40.0), 0.4)],
+    }[name]()
+
+
+NAMES = ("infobatch", "repb", "seta", "static", "recorder")
 
 
 def newest(folder: Path) -> Path | None:
@@ -28,16 +46,28 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def main() -> None:
-    folder, method, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    torch.set_num_threads(1)
+def run(folder: Path, name: str, epochs: int) -> None:
+    """Train to the end, from where the last run in ``folder`` was killed."""
     checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
-    trainer = make_trainer(METHODS[method](), checkpoint, max_epochs=epochs, enable_checkpointing=True)
+    callbacks = callbacks_of(name, folder)
+    trainer = make_trainer(*callbacks, checkpoint, max_epochs=epochs, enable_checkpointing=True)
     torch.manual_seed(4)
     model = Model(dropout=0.3)
     trainer.fit(model, make_loader(num_workers=0), ckpt_path=newest(folder))
-    result = {"weights": model.state_dict(), "table": registry_of(trainer).to_dict(), "seen": model.seen}
+    scores = {
+        f"{path.stem}/{column}": torch.from_numpy(values)
+        for path in sorted(folder.glob("scores/*.npz"))
+        for column, values in np.load(path).items()
+        if column != "meta"
+    }
+    table = registry_of(trainer).to_dict()
+    result = {"weights": model.state_dict(), "table": table, "scores": scores, "seen": model.seen}
     torch.save(result, folder / "result.pt")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
 
 
 if __name__ == "__main__":

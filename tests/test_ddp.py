@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_prune import RandomPruning
+from lightning_prune import InfoBatch, RandomPruning
 from lightning_prune.methods.infobatch import infobatch
 from lightning_prune.rng import make_generator
-from tests.ddp_cases import CASES
+from tests import contract
+from tests.ddp_cases import CASES, run_scripted
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
@@ -27,7 +29,8 @@ def results(tmp_path_factory):
     command = [sys.executable, "-m", "tests.ddp_cases", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
+    found = {path.name[: -len(".pt")]: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
+    return {"folder": folder, **found}
 
 
 def ranks(results, name):
@@ -106,14 +109,74 @@ def test_two_ranks_of_half_batches_train_like_one_process(results):
     assert torch.allclose(registry_of(trainer).losses, table["losses"], rtol=1e-4)
 
 
+def assert_resumed(whole, resumed):
+    assert resumed["seen"]
+    assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]
+    for key, values in whole["table"].items():
+        assert equal(values, resumed["table"][key]), key
+    for key, values in whole["weights"].items():
+        assert torch.equal(values, resumed["weights"][key]), key
+    assert whole["saved"] == resumed["saved"]
+    assert whole["lrs"][-len(resumed["lrs"]) :] == resumed["lrs"]
+
+
 @pytest.mark.parametrize("point", ["boundary", "middle", "last_batch"])
 def test_resume_is_exact(results, point):
     for rank in (0, 1):
-        whole, resumed = results[f"uninterrupted.{rank}"], results[f"resumed_{point}.{rank}"]
-        assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]
-        for key, values in whole["table"].items():
-            assert equal(values, resumed["table"][key]), key
-        for key, values in whole["weights"].items():
-            assert torch.equal(values, resumed["weights"][key]), key
-        assert whole["saved"] == resumed["saved"]
-        assert whole["lrs"][-len(resumed["lrs"]) :] == resumed["lrs"]
+        assert_resumed(results[f"uninterrupted.{rank}"], results[f"resumed_{point}.{rank}"])
+
+
+@pytest.mark.parametrize("point", ["middle", "last_batch"])
+@pytest.mark.parametrize("case", contract.CASES)
+def test_every_method_resumes_exactly(results, case, point):
+    """With dropout: each rank has random numbers of its own."""
+    for rank in (0, 1):
+        assert_resumed(results[f"{case}-whole.{rank}"], results[f"{case}-{point}.{rank}"])
+
+
+@pytest.mark.parametrize("case", contract.CASES)
+def test_every_method_is_the_same_on_both_ranks(results, case):
+    first, second = ranks(results, f"{case}-whole")
+    assert [(e, len(ids)) for e, ids in first["seen"]] == [(e, len(ids)) for e, ids in second["seen"]]
+    assert first["saved"] == second["saved"]
+    for part in ("table", "weights"):
+        for key, values in first[part].items():
+            assert equal(values, second[part][key]), key
+
+
+@pytest.mark.parametrize("case", [c for c in contract.CASES if not contract.picks(c) and c not in contract.BY_BATCH])
+@pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
+def test_every_method_selects_as_one_process_does(results, case):
+    """Bit for bit, given the same losses: selections, weights, and who is trained in each step."""
+    trainer, model = run_scripted(case, 4)
+    first, second = ranks(results, f"{case}-scripted")
+    for epoch, other in zip(model.epochs, first["epochs"], strict=True):
+        assert torch.equal(epoch["indices"], other["indices"])
+        assert equal(epoch["weights"], other["weights"])
+    for key, values in registry_of(trainer).to_dict().items():
+        assert equal(values, first["table"][key]), key
+    assert len(model.seen) == len(first["seen"]) == len(second["seen"])
+    for (epoch, ids), (_, own), (_, others) in zip(model.seen, first["seen"], second["seen"], strict=True):
+        padding = set(own + others) - set(ids)  # in the last step of an epoch of odd length
+        assert set(ids) <= set(own + others)
+        assert len(padding) <= len(model.epochs[epoch]["indices"]) % 2
+    assert first["saved"] == registry_of(trainer).saved_fraction
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_another_number_of_processes(results):
+    """Fine at an epoch's end; in the middle of one, each process has a part of it."""
+
+    def resume(path, **kwargs):
+        trainer, model = make_trainer(InfoBatch(seed=2), max_epochs=5), Model()
+        trainer.fit(model, make_loader(**kwargs), ckpt_path=results["folder"] / "uninterrupted" / path)
+        return registry_of(trainer), model
+
+    registry, model = resume("end-step=5.ckpt")
+    assert {epoch for epoch, _ in model.seen} == {1, 2, 3, 4}
+    trained = [results[f"uninterrupted.{rank}"]["seen"] for rank in (0, 1)]
+    assert set(model.epoch_ids(1)) == {i for seen in trained for epoch, ids in seen if epoch == 1 for i in ids}
+    assert registry.counts.sum() == 40 + sum(len(ids) for _, ids in model.seen)
+    for batch_size in (4, 8):
+        with pytest.raises(MisconfigurationException, match=r"Expected 2 processes.*middle of epoch 1, but got 1.*end"):
+            resume("step=7.ckpt", batch_size=batch_size)

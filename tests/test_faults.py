@@ -21,15 +21,16 @@ from lightning_prune.epoch import RunningEpoch
 from lightning_prune.mixin import StepRecord
 from lightning_prune.plan import Selection
 from lightning_prune.sampler import PlanBatchSampler, PlanSampler
+from tests import kill_run
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
-def start(folder, method, epochs):
+def start(folder, name, epochs):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.kill_run", str(folder), method, str(epochs)]
+    command = [sys.executable, "-m", "tests.kill_run", str(folder), name, str(epochs)]
     return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -37,37 +38,37 @@ def equal(a, b):
     return torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
 
 
-def killed_runs(folder, method, kills, seed):
+def killed_runs(folder, name, kills, seed):
     """Run once in peace, and once with ``kills`` kills at random moments; return both results."""
-    draw, epochs = random.Random(seed), 12 + 6 * kills  # long enough for each kill to meet it in training
-    process = start(folder / "whole", method, epochs)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, error
-    done = 0
-    while not (folder / "killed" / "result.pt").exists():
-        process = start(folder / "killed", method, epochs)
-        if done < kills:
-            before = len(list((folder / "killed").glob("*.ckpt")))
-            while process.poll() is None and len(list((folder / "killed").glob("*.ckpt"))) <= before:
-                time.sleep(0.01)
-            time.sleep(draw.random() * 0.03)
-            process.send_signal(signal.SIGKILL)
-            done += 1
+    draw, epochs = random.Random(seed), 30 + 6 * kills  # long enough for each kill to meet it in training
+    kill_run.run(folder / "whole", name, epochs)
+    killed = folder / "killed"
+    for _ in range(kills):
+        process = start(killed, name, epochs)
+        before = len(list(killed.glob("*.ckpt")))
+        while process.poll() is None and len(list(killed.glob("*.ckpt"))) <= before:
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.03)
+        process.send_signal(signal.SIGKILL)
         error = process.communicate(timeout=120)[1]
-        assert process.returncode in (0, -signal.SIGKILL), error
-    assert done == kills
-    return (torch.load(folder / name / "result.pt", weights_only=True) for name in ("whole", "killed"))
+        assert process.returncode == -signal.SIGKILL, error
+    kill_run.run(killed, name, epochs)
+    return (torch.load(folder / run / "result.pt", weights_only=True) for run in ("whole", "killed"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["infobatch"])
-def test_killed_runs_end_as_if_uninterrupted(method, tmp_path):
-    kills = int(os.environ.get("SOAK_KILLS", "2"))
-    whole, killed = killed_runs(tmp_path, method, kills, seed=0)
-    for key, values in whole["table"].items():
-        assert equal(values, killed["table"][key]), key
-    for key, values in whole["weights"].items():
-        assert torch.equal(values, killed["weights"][key]), key
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("name", kill_run.NAMES)
+def test_killed_runs_end_as_if_uninterrupted(name, tmp_path):
+    """`make soak` kills 100 times in all; in between, one kill each."""
+    kills = int(os.environ.get("SOAK_KILLS", "0")) // len(kill_run.NAMES) or 1
+    whole, killed = killed_runs(tmp_path, name, kills, seed=kills)
+    assert bool(whole["scores"]) == (name == "recorder")
+    for part in ("table", "weights", "scores"):
+        assert whole[part].keys() == killed[part].keys()
+        for key, values in whole[part].items():
+            assert equal(values, killed[part][key]), key
+    assert len(killed["seen"]) < len(whole["seen"])
     assert whole["seen"][-len(killed["seen"]) :] == killed["seen"]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lightning_prune._checks import check_int
 from lightning_prune.callback import PruningCallback
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ScoreWrapper(PruningCallback):
                 f"Expected a `base` that ranks by `registry.scores`, such as InfoBatch, SeTa, RePB or OrderDP, but "
                 f"got {base}. If it is your own and does rank by them, set `ranks_by_scores = True` on its class."
             )
+        check_int("warmup_epochs", warmup_epochs, low=0)
         super().__init__(
             seed=base.seed if seed is None else seed,
             warmup_epochs=max(warmup_epochs, base.warmup_epochs),
