@@ -1,0 +1,1 @@
+"""How tasks whose losses are not one number per sample give the library what it needs."""

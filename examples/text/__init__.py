@@ -1,0 +1,1 @@
+"""A text classifier on a local csv or tsv file."""

@@ -1,0 +1,48 @@
+"""ImageNet-1K in torchvision's layout: ``root/train/<class>/*.JPEG`` and ``root/val/<class>/*.JPEG``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from examples.vision.data import IMAGENET, ImageData, centre, to_tensor
+
+
+class ImageNetData(ImageData):
+    """Any pair of image folders with one folder a class; random resized crops and flips to train.
+
+    Args:
+        root: Folder with ``train`` and ``val``.
+        image_size: Side of the images that the model sees; validation resizes to 8/7 of it first.
+        augment: ``"none"``, torchvision's ``"randaugment"``, or its ``"trivial"`` (TrivialAugmentWide).
+        erase: Probability of RandomErasing.
+        batch_size: Samples in a batch of one device.
+        num_workers: Processes that load.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/imagenet",
+        image_size: int = 224,
+        augment: Literal["none", "randaugment", "trivial"] = "none",
+        erase: float = 0.0,
+        batch_size: int = 256,
+        num_workers: int = 8,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers)
+        self.image_size = image_size
+        self.augment = augment
+        self.erase = erase
+
+    def datasets(self) -> tuple[Dataset, Dataset]:
+        steps = [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
+        if self.augment != "none":
+            steps.append(v2.RandAugment() if self.augment == "randaugment" else v2.TrivialAugmentWide())
+        steps += to_tensor(*IMAGENET)
+        if self.erase:
+            steps.append(v2.RandomErasing(self.erase))
+        train = ImageFolder(self.root / "train", v2.Compose(steps))
+        return train, ImageFolder(self.root / "val", centre(self.image_size * 8 // 7, self.image_size))
