@@ -5,12 +5,14 @@ from lightning_prune.methods.infobatch import InfoBatch
 from lightning_prune.methods.orderdp import OrderDP
 from lightning_prune.methods.random import RandomPruning
 from lightning_prune.methods.repb import RePB
+from lightning_prune.methods.rs2 import RS2
 from lightning_prune.methods.seta import SeTa
 from lightning_prune.mixin import WeightedLossMixin
 from lightning_prune.plan import Selection
 from lightning_prune.registry import ScoreRegistry
 
 __all__ = [
+    "RS2",
     "InfoBatch",
     "OrderDP",
     "PruningCallback",
