@@ -15,19 +15,20 @@ from tests.helpers import Model, make_loader, make_trainer, registry_of
 def check_resume(make_method: Callable[[], PruningCallback], folder: Path, make_model: Callable[[], Model] = Model):
     """Compare a run of 6 epochs with those resumed from the end of the third and the middle of the fourth."""
 
-    def fit(name: str, ckpt_path: Path | None = None):
-        saving = ModelCheckpoint(folder / name, "{epoch}-{step}", every_n_train_steps=1, save_top_k=-1)
-        ending = ModelCheckpoint(folder / name, "end-{epoch}-{step}", save_on_train_epoch_end=True, save_top_k=-1)
-        trainer = make_trainer(make_method(), saving, ending, max_epochs=6, enable_checkpointing=True)
+    def fit(*checkpoints: ModelCheckpoint, ckpt_path: Path | None = None):
+        trainer = make_trainer(make_method(), *checkpoints, max_epochs=6, enable_checkpointing=bool(checkpoints))
         model = make_model()
         trainer.fit(model, make_loader(), ckpt_path=ckpt_path)
         return registry_of(trainer), model
 
-    whole, model = fit("whole")
-    end = next(folder.glob("whole/end-epoch=2-*.ckpt"))
-    middle = sorted(folder.glob("whole/epoch=3-*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))[2]
+    whole, model = fit(
+        ModelCheckpoint(folder, "{epoch}-{step}", every_n_train_steps=1, save_top_k=-1),
+        ModelCheckpoint(folder, "end-{epoch}-{step}", save_on_train_epoch_end=True, save_top_k=-1),
+    )
+    end = next(folder.glob("end-epoch=2-*.ckpt"))
+    middle = sorted(folder.glob("epoch=3-*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))[2]
     for path in (end, middle):
-        resumed, again = fit(path.stem, path)
+        resumed, again = fit(ckpt_path=path)
         assert again.seen
         assert again.seen[0][0] == 3
         assert model.seen[-len(again.seen) :] == again.seen
