@@ -1,12 +1,17 @@
 """The pure selection rules, without a Trainer: tensors in, a `Selection` or a tensor out."""
 
+from lightning_prune.methods.epsilon_greedy import epsilon_greedy
+from lightning_prune.methods.importance_sampling import importance_inclusion, systematic_sample
 from lightning_prune.methods.infobatch import infobatch
 from lightning_prune.methods.orderdp import orderdp, orderdp_inclusion
 from lightning_prune.methods.repb import ctr_weights, repb_resample, repb_retain
 from lightning_prune.methods.seta import kmeans_1d, seta
+from lightning_prune.methods.ucb import ucb_update
 
 __all__ = [
     "ctr_weights",
+    "epsilon_greedy",
+    "importance_inclusion",
     "infobatch",
     "kmeans_1d",
     "orderdp",
@@ -14,4 +19,6 @@ __all__ = [
     "repb_resample",
     "repb_retain",
     "seta",
+    "systematic_sample",
+    "ucb_update",
 ]

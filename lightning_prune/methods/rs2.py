@@ -111,6 +111,8 @@ class RS2(PruningCallback):
         RS2(prune_ratio=0.9, replacement=False)
     """
 
+    ranks_by_scores = False
+
     def __init__(
         self,
         prune_ratio: float = 0.7,
