@@ -2,17 +2,22 @@
 
 from lightning_prune.methods.alignprune import alignment_score
 from lightning_prune.methods.divbs import divbs
+from lightning_prune.methods.epsilon_greedy import epsilon_greedy
 from lightning_prune.methods.ies import instance_early_stopping
+from lightning_prune.methods.importance_sampling import importance_inclusion, systematic_sample
 from lightning_prune.methods.infobatch import infobatch
 from lightning_prune.methods.orderdp import orderdp, orderdp_inclusion
 from lightning_prune.methods.repb import ctr_weights, repb_resample, repb_retain
 from lightning_prune.methods.selective_backprop import selective_backprop_probs
 from lightning_prune.methods.seta import kmeans_1d, seta
+from lightning_prune.methods.ucb import ucb_update
 
 __all__ = [
     "alignment_score",
     "ctr_weights",
     "divbs",
+    "epsilon_greedy",
+    "importance_inclusion",
     "infobatch",
     "instance_early_stopping",
     "kmeans_1d",
@@ -22,4 +27,6 @@ __all__ = [
     "repb_retain",
     "selective_backprop_probs",
     "seta",
+    "systematic_sample",
+    "ucb_update",
 ]

@@ -1,0 +1,109 @@
+"""What methods share that keep one choice for several epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_int, check_ratio
+from lightning_prune.callback import PruningCallback
+from lightning_prune.plan import Selection, num_keep
+
+if TYPE_CHECKING:
+    from lightning_prune.epoch import EpochRecord
+    from lightning_prune.registry import ScoreRegistry
+
+_CHOSEN = "chosen"
+
+
+def is_choice_epoch(epoch: int, first: int, every_n_epochs: int) -> bool:
+    """Return whether ``epoch`` chooses anew: the ``first`` that prunes does, and each multiple of the period after it.
+
+    Example:
+        >>> [epoch for epoch in range(12) if is_choice_epoch(epoch, 1, 4)]
+        [1, 4, 8]
+    """
+    return epoch == first or (epoch > first and epoch % every_n_epochs == 0)
+
+
+def moving_average(average: Tensor, values: Tensor, weight: float) -> Tensor:
+    """Return ``(1 - weight) * average + weight * values``; a NaN average starts with the value.
+
+    Non-finite values leave the average as it is.
+
+    Args:
+        average: Averages ``(m,)`` so far; NaN: none yet.
+        values: New values ``(m,)``.
+        weight: Weight of a new value, in [0, 1].
+
+    Example:
+        >>> nan = torch.nan
+        >>> moving_average(torch.tensor([2.0, nan, 3.0, nan]), torch.tensor([1.0, 1.0, nan, nan]), 0.25)
+        tensor([1.7500, 1.0000, 3.0000,    nan])
+    """
+    moved = torch.where(average.isnan(), values, (1 - weight) * average + weight * values)
+    return torch.where(values.isfinite(), moved, average)
+
+
+class PeriodicPruning(PruningCallback):
+    """Base class of methods that keep the samples of the highest :meth:`scores_of`, and choose them every few epochs.
+
+    The first epoch trains on everything. The choice is a function of the state at its epoch's start; it is kept in a
+    column until the next one.
+    """
+
+    ranks_by_scores = False
+
+    def __init__(
+        self,
+        prune_ratio: float,
+        every_n_epochs: int,
+        smoothing: float,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        check_ratio("prune_ratio", prune_ratio)
+        check_int("every_n_epochs", every_n_epochs, low=1)
+        check_ratio("smoothing", smoothing, closed_low=False, closed_high=True)
+        self.prune_ratio = prune_ratio
+        self.every_n_epochs = every_n_epochs
+        self.smoothing = smoothing
+
+    def choose(self, registry: ScoreRegistry, k: int, generator: torch.Generator) -> Selection:
+        """Return ``k`` samples, unweighted."""
+        raise NotImplementedError
+
+    def update(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        """Take the losses of an epoch into the statistics."""
+        raise NotImplementedError
+
+    def setup_columns(self, registry: ScoreRegistry) -> None:
+        """Declare the choice in force."""
+        registry.add_column(_CHOSEN, fill=True, dtype=torch.bool)
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        """Choose anew if it is time, else return the choice in force."""
+        if not self._chooses(epoch):
+            return Selection.from_mask(registry.column(_CHOSEN))
+        return self.choose(registry, num_keep(registry.num_samples, 1 - self.prune_ratio), generator)
+
+    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        """Update the statistics, and note a new choice."""
+        self.update(registry, record)
+        if registry.selection is not None and self._chooses(registry.epoch):
+            chosen = registry.column(_CHOSEN).fill_(False)
+            chosen.index_fill_(0, registry.selection.indices.to(chosen.device), True)
+
+    def _chooses(self, epoch: int) -> bool:
+        return is_choice_epoch(epoch, max(1, self.warmup_epochs), self.every_n_epochs)
+
+
+def first_where_unknown(scores: Tensor, losses: Tensor) -> Tensor:
+    """Return ``scores`` ``(n,)``, infinite where the last loss is missing or not finite: such samples stay."""
+    return torch.where(losses.isfinite(), scores, torch.inf)

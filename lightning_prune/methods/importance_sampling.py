@@ -1,0 +1,205 @@
+"""Importance sampling (Salaün et al., 2023): draw in proportion to gradient norms, weigh by the inverse probability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_prune._checks import check_int, check_ratio, check_scores
+from lightning_prune.callback import PruningCallback
+from lightning_prune.methods._periodic import first_where_unknown, moving_average
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, output_grad_norm
+from lightning_prune.methods._water_filling import water_fill
+from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import num_keep as count_kept
+from lightning_prune.rng import permutation, resolve_generator
+
+if TYPE_CHECKING:
+    from lightning_prune.epoch import EpochRecord
+    from lightning_prune.mixin import StepRecord
+    from lightning_prune.registry import ScoreRegistry
+
+_IMPORTANCE = "importance"
+_LEAST_FLOOR = 1e-6
+"""Floor that is in force when the user asks for none: every sample must have a chance, or the gradient is biased."""
+
+
+def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
+    """Return inclusion probabilities in proportion to importance that add up to ``num_keep``, none above 1.
+
+    ``pi_i = min(1, tau q_i)``, with the one ``tau`` that makes them add up. Zeros get what the others leave, in equal
+    parts: nothing, unless fewer than ``num_keep`` are positive. Non-finite values (NaN: never seen) get 1, or equal
+    parts if there are more of them than ``num_keep``.
+
+    Args:
+        importance: Importance ``(n,)``, >= 0, in any unit.
+        num_keep: Expected number of samples k, in [1, n].
+
+    Returns:
+        Probabilities ``(n,)``, float64, on the device of ``importance``.
+
+    Raises:
+        TypeError: If ``importance`` is not a floating-point tensor or ``num_keep`` not an int.
+        ValueError: If ``importance`` is not ``(n,)`` with n >= 1 or has negative values, or ``num_keep`` is out of
+            range.
+
+    Example:
+        >>> importance_inclusion(torch.tensor([1.0, 2.0, 9.0]), 2)
+        tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
+    """
+    check_scores("importance", importance)
+    check_int("num_keep", num_keep, low=1, high=len(importance))
+    if count_nonfinite(importance):
+        return _with_nonfinite(importance, num_keep)
+    if float(importance.min()) < 0:
+        raise ValueError(f"Expected `importance` >= 0, but got {float(importance.min())}.")
+    positive = importance > 0
+    num_positive = int(positive.count_nonzero())
+    if num_positive <= num_keep:
+        share = (num_keep - num_positive) / max(1, len(importance) - num_positive)
+        return positive.double().masked_fill_(~positive, share)
+    budget = torch.tensor([num_keep], dtype=torch.float64, device=importance.device)
+    return water_fill(importance[None], budget)[0]
+
+
+def _with_nonfinite(importance: Tensor, num_keep: int) -> Tensor:
+    finite = importance.isfinite()
+    num_first = len(importance) - int(finite.count_nonzero())
+    chances = (~finite).double().mul_(min(1, num_keep / num_first))
+    if num_first < num_keep:
+        chances[finite] = importance_inclusion(importance[finite], num_keep - num_first)
+    return chances
+
+
+def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw ids without repeats with exactly the given inclusion probabilities, and as little spread in their number.
+
+    Probabilities are laid end to end in random order, and read at points one apart from a random offset: a sample is
+    drawn if a point falls on it. Their number is the sum of the probabilities, rounded down or up; weights
+    ``1 / inclusion`` make ``E[w_i 1[i drawn]] = 1``, so any sum over all samples is estimated without bias.
+
+    Args:
+        inclusion: Probabilities ``(n,)``, in [0, 1].
+        generator: CPU generator of the draws. None: a fresh one, seeded from the system's entropy.
+
+    Returns:
+        Ascending ids ``(k,)``, int64, on the device of ``inclusion``.
+
+    Raises:
+        TypeError: If ``inclusion`` is not a floating-point tensor.
+        ValueError: If it is not ``(n,)`` with n >= 1, or not in [0, 1].
+
+    Example:
+        >>> systematic_sample(torch.tensor([1.0, 0.0, 1.0])).tolist()
+        [0, 2]
+    """
+    check_scores("inclusion", inclusion)
+    low, high = (float(v) for v in torch.aminmax(inclusion))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"Expected `inclusion` in [0, 1], but got values in [{low}, {high}].")
+    generator = resolve_generator(generator)
+    keep = inclusion >= 1
+    open_ids = ids_of(~keep)
+    if len(open_ids) == 0:
+        return torch.arange(len(inclusion), device=inclusion.device)
+    order = permutation(len(open_ids), generator).to(inclusion.device)
+    sums = inclusion.index_select(0, open_ids).index_select(0, order).cumsum(0, dtype=torch.float64)
+    total = float(sums[-1])
+    if 0 < abs(total - round(total)) <= 1e-6:  # rounding must not cost a sample, or add one
+        sums.mul_(round(total) / total)
+    offset = (torch.randint(2**30, (), generator=generator).item() + 0.5) / 2**30  # never within rounding of 0 or 1
+    passed = sums.add_(offset).floor_()
+    drawn = passed > 0
+    torch.gt(passed[1:], passed[:-1], out=drawn[1:])
+    return ids_of(keep.index_fill_(0, open_ids.index_select(0, order[drawn]), True))
+
+
+class ImportanceSampling(PruningCallback):
+    """Draw each epoch's samples in proportion to their gradient's norm, without repeats; ``prune_ratio`` is of all.
+
+    A sample's importance is the norm of its loss's gradient by the logits, if the training step passes them, as in
+    ``self.weighted_loss(losses, logits=logits, targets=targets)``, else its loss. It is averaged over the epochs that
+    trained the sample. Losses are weighted by the inverse of the probability to be drawn: each epoch's expected
+    gradient sum is that of the full data, whatever the importance. The first epoch trains on everything. Every epoch
+    has the same number of samples, and nothing anneals.
+
+    Args:
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        smoothing: Weight of the old importance against a new one, in [0, 1). 0: the last one counts.
+        floor: Least importance in force, as a share of the mean one, in [0, 1]: it bounds the weights. 0: a millionth.
+            1: samples below the mean are all alike.
+        seed: Seed of the draws. None: the global seed set by Lightning, else 0.
+        warmup_epochs: Epochs at the start that train on everything (the first always does).
+        scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
+        log: Log ``prune/*`` once an epoch.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Note:
+        The paper draws each batch with replacement and weighs by ``1 / (n p)``; here an epoch is drawn at once, without
+        repeats, from probabilities that are fixed at its start. The weights of an epoch add up to about n, as in
+        InfoBatch, not to the number drawn: its steps are fewer and larger. Samples without an importance, or whose last
+        loss is not finite, come first, with weight 1; only while these are more than the places is the gradient biased
+        (to them).
+
+    References:
+        Salaün et al., "Online Importance Sampling for Stochastic Gradient Optimization", 2023, arXiv:2311.14468.
+
+    Example:
+        >>> ImportanceSampling(prune_ratio=0.5)
+        ImportanceSampling(prune_ratio=0.5, smoothing=0.3, floor=0.1)
+    """
+
+    ranks_by_scores = False
+    weighs_losses = True
+    record_names = (_IMPORTANCE,)
+
+    def __init__(
+        self,
+        prune_ratio: float = 0.3,
+        smoothing: float = 0.3,
+        floor: float = 0.1,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        check_ratio("prune_ratio", prune_ratio)
+        check_ratio("smoothing", smoothing)
+        check_ratio("floor", floor, closed_high=True)
+        self.prune_ratio = prune_ratio
+        self.smoothing = smoothing
+        self.floor = floor
+
+    def setup_columns(self, registry: ScoreRegistry) -> None:
+        """Declare the importance; NaN: none yet."""
+        registry.add_column(_IMPORTANCE, fill=torch.nan)
+
+    def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return the gradient norms of the step, or its losses if it passed no logits and targets."""
+        if step.logits is None or step.targets is None:
+            return {_IMPORTANCE: step.recorded_losses}
+        return {_IMPORTANCE: output_grad_norm(step, "ImportanceSampling")}
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        """Draw by importance, and weigh by the inverse of the chance."""
+        k = count_kept(registry.num_samples, 1 - self.prune_ratio)
+        if epoch == 0 or k == registry.num_samples:
+            return Selection.all(registry.num_samples)
+        importance = first_where_unknown(registry.column(_IMPORTANCE), registry.losses)
+        least = finite_mean(importance).float() * max(self.floor, _LEAST_FLOOR)
+        inclusion = importance_inclusion(torch.maximum(importance, least), k)
+        indices = systematic_sample(inclusion, generator=generator)
+        return Selection(indices, inclusion.index_select(0, indices).reciprocal_().float())
+
+    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        """Move the importance of the trained samples."""
+        importance = registry.column(_IMPORTANCE)
+        new = record.extra[_IMPORTANCE].clamp(min=0)
+        moved = moving_average(importance.index_select(0, record.indices), new, 1 - self.smoothing)
+        importance.scatter_(0, record.indices, moved)
