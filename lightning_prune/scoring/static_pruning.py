@@ -13,6 +13,7 @@ from lightning_prune._checks import check_choice, check_ratio
 from lightning_prune.callback import PruningCallback
 from lightning_prune.plan import Selection, num_keep
 from lightning_prune.rng import make_generator
+from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.beta_sampling import beta_sampling
 from lightning_prune.scoring.ccs import ccs
 from lightning_prune.scoring.score_file import ScoreFile, load_scores
@@ -31,8 +32,10 @@ class StaticPruning(PruningCallback):
     become of the score file.
 
     Args:
-        scores: Path of a score file, or scores ``(n,)`` by sample id.
-        prune_ratio: Share of all samples left out, in [0, 1).
+        scores: Path of a score file, or scores ``(n,)`` by sample id. If the file has loss weights, as CRAIG's has,
+            they are applied, with a mean of 1.
+        prune_ratio: Share of all samples left out, in [0, 1). Of a method that chooses samples instead of scoring all,
+            at least the one that it chose for, and with weights just that.
         selector: ``"top"``: the end that the score's paper keeps. ``"middle"``: around the median, for Moderate.
             ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function of scores and k
             that returns ids.
@@ -90,23 +93,48 @@ class StaticPruning(PruningCallback):
         """Choose the coreset, unless a checkpoint holds it."""
         registry.add_column("coreset", dtype=torch.bool)
         coreset = registry.column("coreset")
-        if not bool(coreset.any()):
-            coreset[self.choose(registry.num_samples).to(coreset.device)] = True
+        if bool(coreset.any()):
+            return
+        chosen = self.choose(registry.num_samples)
+        coreset[chosen.indices.to(coreset.device)] = True
+        if chosen.weights is not None:
+            registry.add_column("coreset_weights")
+            registry.column("coreset_weights")[chosen.indices.to(coreset.device)] = chosen.weights.to(coreset.device)
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
         """Return the coreset."""
-        return Selection.from_mask(registry.column("coreset"))
+        chosen = Selection.from_mask(registry.column("coreset"))
+        try:
+            weights = registry.column("coreset_weights")
+        except KeyError:
+            return chosen
+        return Selection(chosen.indices, weights[chosen.indices])
 
-    def choose(self, num_samples: int) -> Tensor:
-        """Return the coreset's ids ``(k,)``, int64, ascending.
+    def choose(self, num_samples: int) -> Selection:
+        """Return the coreset: ids ``(k,)``, ascending, and the weights that belong to them.
 
         Raises:
             ValueError: If the scores are not of ``num_samples`` samples, or the selector cannot work with them.
         """
         file = _read(self.scores, num_samples)
-        k = num_keep(num_samples, 1 - self.prune_ratio)
         if self.prune_ratio == 0:
-            return torch.arange(num_samples)
+            return Selection.all(num_samples)
+        k = num_keep(num_samples, 1 - self.prune_ratio)
+        _check_ranked(file, k)
+        chosen = Selection(self._choose_ids(file, k).sort().values)
+        chosen.check(num_samples)
+        if file.num_ranked is not None and not bool((file.scores[chosen.indices] > 0).all()):
+            raise ValueError(
+                f"Expected to keep samples that {file.meta['method']} chose, but others were selected too. Use "
+                "`selector='top'` without `class_balanced`."
+            )
+        if "weights" not in file.columns:
+            return chosen
+        weights = file.columns["weights"][chosen.indices].double()
+        return Selection(chosen.indices, (weights / weights.mean()).float())
+
+    def _choose_ids(self, file: ScoreFile, k: int) -> Tensor:
+        num_samples = len(file.scores)
         generator = make_generator(self.resolved_seed, 0, "coreset")
         options = self._options(file, num_samples)
         if not self.class_balanced:
@@ -116,6 +144,7 @@ class StaticPruning(PruningCallback):
             raise ValueError(
                 "Expected class ids for `class_balanced=True`, but the scores come without. Pass `targets=...`."
             )
+        check_targets(targets, rows=num_samples)
         return select_per_class(
             targets,
             k,
@@ -134,7 +163,13 @@ class StaticPruning(PruningCallback):
         if callable(self.selector):
             return self.selector(scores, k, **options)
         if self.selector == "top":
-            return select_top(scores, k, self.keep or file.keep, **options)
+            keep = self.keep or file.keep
+            if keep == "middle":
+                raise ValueError(
+                    f"Expected `selector='middle'` for {file.meta['method']} scores, but got 'top'. If an end is what "
+                    "you want, pass `keep`."
+                )
+            return select_top(scores, k, keep, **options)
         if self.selector == "middle":
             return select_middle(scores, k / len(scores), **options)
         if self.selector == "ccs":
@@ -160,6 +195,18 @@ class StaticPruning(PruningCallback):
             if "cutoff_scores" in options:
                 options["cutoff_scores"] = _read(options["cutoff_scores"], num_samples).scores
         return options
+
+
+def _check_ranked(file: ScoreFile, k: int) -> None:
+    """Refuse to keep more samples than a method chose, or others than those that its weights stand for."""
+    ranked = file.num_ranked
+    if ranked is None or k == ranked or (k < ranked and "weights" not in file.columns):
+        return
+    bound = "=" if "weights" in file.columns else "<="
+    raise ValueError(
+        f"Expected to keep k {bound} {ranked} samples, which {file.meta['method']} chose, but got {k}. Score again "
+        "with the `prune_ratio` of this run."
+    )
 
 
 def _read(scores: str | PathLike[str] | Tensor, num_samples: int) -> ScoreFile:
