@@ -11,7 +11,7 @@ from lightning_prune.scoring.dual import DUAL
 from lightning_prune.scoring.dynunc import DynUnc
 from lightning_prune.scoring.el2n import EL2N
 from lightning_prune.scoring.entropy import Entropy
-from lightning_prune.scoring.feature_scores import score_features
+from lightning_prune.scoring.feature_scores import score_features, score_module
 from lightning_prune.scoring.features import Features, collect_features
 from lightning_prune.scoring.forgetting import Forgetting
 from lightning_prune.scoring.glister import glister
@@ -64,6 +64,7 @@ __all__ = [
     "rank_scores",
     "save_scores",
     "score_features",
+    "score_module",
     "select_middle",
     "select_per_class",
     "select_top",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune._checks import check_int
-from lightning_prune.scoring.features import evaluating
+from lightning_prune.probe import evaluating
 
 
 def deepfool(model: nn.Module, inputs: Tensor, max_iter: int = 50) -> Tensor:

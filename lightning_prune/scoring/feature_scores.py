@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune._checks import check_choice, check_int, check_ratio
 from lightning_prune.plan import num_keep
+from lightning_prune.probe import evaluating
 from lightning_prune.rng import make_generator
 from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.contextual_diversity import contextual_diversity
@@ -20,14 +21,7 @@ from lightning_prune.scoring.craig import craig
 from lightning_prune.scoring.deepfool import deepfool
 from lightning_prune.scoring.el2n import EL2N
 from lightning_prune.scoring.entropy import Entropy
-from lightning_prune.scoring.features import (
-    Features,
-    batches,
-    collect_features,
-    evaluating,
-    in_order,
-    split_batch,
-)
+from lightning_prune.scoring.features import Features, batches, collect_features, in_order, split_batch
 from lightning_prune.scoring.glister import glister
 from lightning_prune.scoring.grand import GraNd
 from lightning_prune.scoring.herding import herding
@@ -108,17 +102,9 @@ FEATURE_METHODS = tuple(sorted([*_RULES, "DeepFool"]))
 
 
 def score_features(
-    method: str,
-    module: nn.Module,
-    dataloader: DataLoader[Any],
-    *,
-    prune_ratio: float = 0.3,
-    seed: int = 0,
-    features: Features | None = None,
-    progress: bool = True,
-    **parameters: Any,
+    method: str, features: Features, *, prune_ratio: float = 0.3, seed: int = 0, **parameters: Any
 ) -> ScoreFile:
-    """Score a training set with a trained module, in one pass over it.
+    """Score a training set by what a trained module shows of it.
 
     Some methods do not score, but choose sample after sample: ContextualDiversity, CRAIG, GLISTER, Herding, KCenter and
     Prune4ReL. They choose ``num_keep(n, 1 - prune_ratio)`` samples; the first has the highest score, the last 1, the
@@ -126,65 +112,105 @@ def score_features(
     have score 1 and a loss weight, and the ratio must be the same.
 
     Args:
-        method: ``"ContextualDiversity"``, ``"CRAIG"``, ``"DeepFool"``, ``"GLISTER"``, ``"Herding"``, ``"KCenter"``,
-            ``"Moderate"``, ``"Prune4ReL"``, ``"SSP"``; or a tracker that can do with one visit: ``"EL2N"``,
-            ``"Entropy"``, ``"GraNd"``, ``"LeastConfidence"``, ``"Margin"``, ``"SmallLoss"``.
-        module: The trained module; see :func:`collect_features`. DeepFool calls ``module(inputs)``.
-        dataloader: A loader of the dataset to be pruned.
+        method: ``"ContextualDiversity"``, ``"CRAIG"``, ``"GLISTER"``, ``"Herding"``, ``"KCenter"``, ``"Moderate"``,
+            ``"Prune4ReL"``, ``"SSP"``; or a tracker that can do with one visit: ``"EL2N"``, ``"Entropy"``, ``"GraNd"``,
+            ``"LeastConfidence"``, ``"Margin"``, ``"SmallLoss"``.
+        features: What :func:`collect_features` returned; one pass serves any number of methods. Prune4ReL's authors
+            show the module strongly augmented views, SSP's take the features of a self-supervised one.
         prune_ratio: Least share that is going to be pruned, in [0, 1), for the methods that choose.
         seed: Seed of the methods that draw.
-        features: What :func:`collect_features` returned for this module and dataset, to score it by several methods
-            after one pass. None: make the pass. DeepFool makes one of its own.
-        progress: Show a progress bar.
         **parameters: Further arguments of the method's function: ``threshold=0.975`` of :func:`prune4rel`.
 
     Returns:
         The scores by sample id; ``save(path)`` writes them.
 
     Raises:
-        TypeError: If an input is of another type.
+        ValueError: If the method or a parameter is unknown, an argument is out of range, or ``features`` lack what the
+            method needs.
+
+    Example:
+        >>> features = Features(features=torch.tensor([[0.0], [1.0], [5.0], [9.0]]))
+        >>> score_features("KCenter", features, prune_ratio=0.25, first=0).scores
+        tensor([3., 0., 1., 2.])
+    """
+    check_choice("method", method, tuple(sorted([*_RULES, *ONE_VISIT])))
+    check_parameters(method, parameters)
+    check_ratio("prune_ratio", prune_ratio)
+    check_int("seed", seed, low=0)
+    if method in ONE_VISIT:
+        tracker = ONE_VISIT[method](len(features), **parameters)
+        result, stated = _one_visit(tracker, features), tracker.parameters
+    else:
+        rule = _RULES[method][0]
+        result = rule(features, 1 - prune_ratio, make_generator(seed, 0, method), dict(parameters))
+        stated = {**parameters, "seed": seed}
+        stated |= {} if result.num_ranked is None else {"prune_ratio": prune_ratio}
+    columns = result.columns | ({"targets": features.targets} if "targets" in features.given else {})
+    return ScoreFile.make(
+        result.scores,
+        method=method,
+        keep=result.keep,
+        parameters=stated,
+        columns=columns,
+        num_ranked=result.num_ranked,
+    )
+
+
+def score_module(
+    method: str,
+    module: nn.Module,
+    dataloader: DataLoader[Any],
+    *,
+    prune_ratio: float = 0.3,
+    seed: int = 0,
+    progress: bool = True,
+    **parameters: Any,
+) -> ScoreFile:
+    """Score a training set with a trained module, in one pass over it.
+
+    Args:
+        method: Any of :func:`score_features`, or ``"DeepFool"``, which calls ``module(inputs)`` on batches
+            ``(inputs, targets, ...)``.
+        module: The trained module; see :func:`collect_features`.
+        dataloader: A loader of the dataset to be pruned.
+        prune_ratio: Least share that is going to be pruned, in [0, 1), for the methods that choose.
+        seed: Seed of the methods and the transforms that draw.
+        progress: Show a progress bar.
+        **parameters: Further arguments of the method's function.
+
+    Returns:
+        The scores by sample id; ``save(path)`` writes them.
+
+    Raises:
+        MisconfigurationException: If ``dataloader`` is no DataLoader that could be pruned.
+        TypeError: If a batch or an output is of another kind.
         ValueError: If the method or a parameter is unknown, an argument is out of range, or the module does not show
             what the method needs.
 
     Example:
         >>> from torch.utils.data import TensorDataset
         >>> dataset = TensorDataset(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), torch.tensor([0, 0, 1, 1]))
-        >>> file = score_features(
-        ...     "KCenter", nn.Linear(1, 2), DataLoader(dataset, 2), prune_ratio=0.25, first=0, progress=False
-        ... )
+        >>> file = score_module("Herding", nn.Linear(1, 2), DataLoader(dataset, 2), prune_ratio=0.5, progress=False)
         >>> file.scores
-        tensor([3., 0., 1., 2.])
+        tensor([0., 1., 2., 0.])
     """
     check_choice("method", method, tuple(sorted([*FEATURE_METHODS, *ONE_VISIT])))
-    check_ratio("prune_ratio", prune_ratio)
-    check_int("seed", seed, low=0)
-    _check_parameters(method, parameters)
-    if method == "DeepFool":
-        result, stated = _deepfool(module, dataloader, progress, **parameters), parameters
-    else:
-        shown = collect_features(module, dataloader, progress=progress) if features is None else features
-        if method in ONE_VISIT:
-            tracker = ONE_VISIT[method](len(shown), **parameters)
-            result, stated = _one_visit(tracker, shown), tracker.parameters
-        else:
-            rule = _RULES[method][0]
-            result = rule(shown, 1 - prune_ratio, make_generator(seed, 0, method), dict(parameters))
-            stated = {**parameters, "seed": seed}
-            stated |= {} if result.num_ranked is None else {"prune_ratio": prune_ratio}
-        if "targets" in shown.given:
-            result.columns["targets"] = shown.targets
-    return ScoreFile.make(
-        result.scores,
-        method=method,
-        keep=result.keep,
-        parameters=stated,
-        columns=result.columns,
-        num_ranked=result.num_ranked,
-    )
+    check_parameters(method, parameters)
+    if method != "DeepFool":
+        shown = collect_features(module, dataloader, seed=seed, progress=progress)
+        return score_features(method, shown, prune_ratio=prune_ratio, seed=seed, **parameters)
+    scores, targets = [], []
+    with evaluating(module):
+        for _, batch in batches(module, in_order(dataloader), method, seed=seed, progress=progress):
+            inputs, labels = split_batch(batch)
+            scores.append(deepfool(module, inputs, **parameters).cpu())
+            targets.append(check_targets(labels, rows=len(scores[-1])).cpu())
+    columns = {"targets": torch.cat(targets)}
+    return ScoreFile.make(torch.cat(scores), method=method, keep="low", parameters=parameters, columns=columns)
 
 
-def _check_parameters(method: str, parameters: dict[str, Any]) -> None:
-    """Refuse unknown parameters before the pass."""
+def check_parameters(method: str, parameters: dict[str, Any]) -> None:
+    """Refuse unknown parameters before anything takes long."""
     if method in ONE_VISIT:
         names = inspect.signature(ONE_VISIT[method].__init__).parameters
         known = tuple(name for name in names if name not in {"self", "num_samples"})
@@ -198,13 +224,3 @@ def _one_visit(tracker: Tracker, shown: Features) -> _Result:
     inputs = {name: getattr(shown, name) for name in tracker.needs}
     tracker.update(torch.arange(len(shown), device=next(iter(inputs.values())).device), **inputs)
     return _Result(tracker.compute(), tracker.keep)
-
-
-def _deepfool(module: nn.Module, dataloader: DataLoader[Any], progress: bool, **parameters: Any) -> _Result:
-    scores, targets = [], []
-    with evaluating(module):
-        for _, batch in batches(module, in_order(dataloader), "DeepFool", progress):
-            inputs, labels = split_batch(batch)
-            scores.append(deepfool(module, inputs, **parameters).cpu())
-            targets.append(check_targets(labels, rows=len(scores[-1])).cpu())
-    return _Result(torch.cat(scores), keep="low", columns={"targets": torch.cat(targets)})

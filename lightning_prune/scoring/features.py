@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -10,17 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
-from tqdm import tqdm  # type: ignore[import-untyped]  # what Lightning's own progress bar is made of
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from lightning_prune.rng import collect_rng_state, restore_rng_state
+from lightning_prune import _trainer
+from lightning_prune.mixin import WeightedLossMixin
+from lightning_prune.probe import evaluating, probe
+from lightning_prune.rng import isolated_rng
 from lightning_prune.scoring._inputs import check_matrix, check_targets
-
-_HINT = (
-    "Give the module a method `scoring_step(batch)` that returns "
-    "`{'logits': (B, C), 'targets': (B,), 'features': (B, D)}`."
-)
 
 
 class Features:
@@ -53,8 +53,9 @@ class Features:
     def _get(self, name: str) -> Tensor:
         if name not in self.given:
             raise ValueError(
-                f"Expected `{name}` of each sample, but the module shows only {sorted(self.given)}. Return "
-                f"`{name}` from `scoring_step` as well."
+                f"Expected `{name}` of each sample, but there are only {sorted(self.given)}. Pass them to "
+                f"`Features({name}=...)`, or in the module's `training_step` to `self.weighted_loss(losses, "
+                f"{name}=...)`."
             )
         return self.given[name]
 
@@ -91,42 +92,39 @@ class Features:
         """Cross entropy ``(n,)``."""
         return F.cross_entropy(self.logits, self.targets, reduction="none")
 
-    def to(self, device: torch.device | str) -> Features:
-        """Return a copy on another device, where greedy rules may be faster."""
-        return Features(**{name: values.to(device) for name, values in self.given.items()})
-
 
 def collect_features(
     module: nn.Module,
     dataloader: DataLoader[Any],
     *,
     dtype: torch.dtype = torch.float32,
+    seed: int = 0,
     progress: bool = True,
 ) -> Features:
     """Run a trained module once over a dataset, in the dataset's order, and keep what it shows of each sample.
 
-    By default a batch is ``(inputs, targets, ...)``, ``module(inputs)`` returns the logits, and the features are the
-    input of the :class:`~torch.nn.Linear` that runs last, caught by a forward pre-hook. A module of another kind has a
-    method ``scoring_step(batch)`` that returns a dict of ``logits``, ``targets`` and ``features``, or of those that it
-    has.
+    A module with `WeightedLossMixin` shows what its ``training_step`` passes to ``weighted_loss``, which need not be
+    run to its end. Of any other module a batch must be ``(inputs, targets, ...)`` and ``module(inputs)`` the logits.
+    Unless passed, the features are the input of the :class:`~torch.nn.Linear` that ran last, if it made the logits.
 
-    The module is run in eval mode, without gradients, on its own device, and is left as it was; so are the global
-    random generators. The dataset should not augment: a random view has a random score.
+    The module is run in eval mode, without gradients, on its own device and in its own precision, and is left as it
+    was; so are the global random generators. The dataset should not augment: a random view has a random score.
 
     Args:
         module: The trained module.
         dataloader: A loader of the dataset to be pruned. Its dataset, batch size, collate function and workers are
             used; its order is not, so it may shuffle or drop the last batch.
         dtype: How features are stored; half precision halves their memory.
+        seed: Seed of what draws, such as random transforms.
         progress: Show a progress bar.
 
     Returns:
         The features, by sample id, on the CPU.
 
     Raises:
-        TypeError: If ``dataloader`` is not a DataLoader, or a batch or output is of another kind.
-        ValueError: If the dataset has no order or is empty, a shape is wrong, a target is no class, or no linear layer
-            makes the logits.
+        MisconfigurationException: If ``dataloader`` is no DataLoader that could be pruned.
+        TypeError: If a batch or an output is of another kind.
+        ValueError: If a shape is wrong, or a target is no class.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -138,15 +136,14 @@ def collect_features(
     """
     loader = in_order(dataloader)
     total = len(loader.dataset)  # type: ignore[arg-type]
+    kinds = {"logits": torch.float32, "targets": torch.int64, "features": dtype}
     rows: dict[str, Tensor] = {}
-    with evaluating(module), _LastLinear(module) as head, torch.no_grad():
-        for ids, batch in batches(module, loader, "features", progress):
-            shown = _show(module, batch, head, len(ids))
-            for name, values in shown.items():
+    with evaluating(module), _last_linear(module) as head:
+        for i, (ids, batch) in enumerate(batches(module, loader, "Features", seed=seed, progress=progress)):
+            for name, values in _show(module, batch, i, len(ids), head).items():
                 if name not in rows:
-                    kind = {"logits": torch.float32, "targets": torch.int64, "features": dtype}[name]
-                    rows[name] = torch.empty(total, *values.shape[1:], dtype=kind)
-                rows[name][ids] = values.to("cpu", rows[name].dtype)
+                    rows[name] = torch.empty(total, *values.shape[1:], dtype=kinds[name])
+                rows[name][ids.start : ids.stop] = values.to("cpu", kinds[name])
     if {"logits", "targets"} <= set(rows):
         low, high = (int(v) for v in torch.aminmax(rows["targets"]))
         if low < 0 or high >= rows["logits"].shape[1]:
@@ -157,64 +154,29 @@ def collect_features(
     return Features(**rows)
 
 
-def in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of the same batches that visits the whole dataset in its order.
+def in_order(dataloader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader that visits the whole dataset in its order, batched as the user's loader does.
 
     Raises:
-        TypeError: If it is not a DataLoader.
-        ValueError: If its dataset has no order or is empty, or it does not form batches.
+        MisconfigurationException: If it is no DataLoader that could be pruned.
     """
-    if not isinstance(loader, DataLoader):
-        raise TypeError(
-            f"Expected `dataloader` to be a `torch.utils.data.DataLoader`, but got {type(loader).__name__}. Of several "
-            "loaders pass the one whose dataset is to be pruned."
-        )
-    if isinstance(loader.dataset, IterableDataset):
-        raise ValueError(
-            f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`: its samples "
-            "have no index to score. Give the dataset `__getitem__` and `__len__`."
-        )
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    if not isinstance(batch_size, int):
-        raise ValueError("Expected a DataLoader that forms batches, but got one without a `batch_size`. Set it.")
-    if len(loader.dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("Expected a dataset of at least one sample, but it is empty.")
-    return DataLoader(
-        loader.dataset,
-        batch_size,
-        shuffle=False,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-    )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode for a while; restore the mode of each part, and the global random generators."""
-    modes = [(part, part.training) for part in module.modules()]
-    rng = collect_rng_state()
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        restore_rng_state(rng)
+    combined, position = _trainer.choose_loader(dataloader, None)
+    original = combined.flattened[position]
+    _trainer.check_loader(original)
+    return _trainer.subset_loader(original, list(range(len(original.dataset))))
 
 
 def batches(
-    module: nn.Module, loader: DataLoader[Any], description: str, progress: bool
-) -> Iterator[tuple[Tensor, Any]]:
-    """Yield ids ``(B,)`` and batch, on the module's device, of a loader that :func:`in_order` made."""
+    module: nn.Module, loader: DataLoader[Any], description: str, *, seed: int, progress: bool
+) -> Iterator[tuple[range, Any]]:
+    """Yield ids and batch, on the module's device, of a loader that :func:`in_order` made; draws are from ``seed``."""
     device = next((values.device for values in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    ids = torch.split(torch.arange(len(loader.dataset)), int(loader.batch_size or 1))  # type: ignore[arg-type]
-    for rows, batch in zip(ids, tqdm(loader, description, disable=not progress), strict=True):
-        yield rows, move_data_to_device(batch, device)
+    ids, size = range(len(loader.dataset)), int(loader.batch_size or 1)  # type: ignore[arg-type]
+    with isolated_rng(seed):
+        for i, batch in enumerate(tqdm(loader, description, disable=not progress)):
+            if isinstance(module, LightningModule):
+                batch = _trainer.to_module(module, batch)
+            yield ids[i * size : (i + 1) * size], move_data_to_device(batch, device)
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -224,66 +186,64 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         TypeError: If it is of another kind.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise TypeError(f"Expected batches `(inputs, targets, ...)`, but got {type(batch).__name__}. {_HINT}")
+        raise TypeError(
+            f"Expected batches `(inputs, targets, ...)`, but got {type(batch).__name__}. Let the module inherit "
+            "`WeightedLossMixin`, whose `training_step` knows its batches."
+        )
     return batch[0], batch[1]
 
 
-def _show(module: nn.Module, batch: Any, head: _LastLinear, rows: int) -> dict[str, Tensor]:
+def _show(module: nn.Module, batch: Any, batch_idx: int, size: int, head: _LastLinear) -> dict[str, Tensor]:
     """Return what the module shows of one batch, checked."""
-    if callable(step := getattr(module, "scoring_step", None)):
-        shown = step(batch)
-        if not isinstance(shown, Mapping) or not shown or set(shown) - {"logits", "targets", "features"}:
-            got = sorted(shown) if isinstance(shown, Mapping) else type(shown).__name__
-            raise TypeError(
-                f"Expected `scoring_step` to return a dict of logits, targets and features, but got {got}. {_HINT}"
-            )
+    if isinstance(module, WeightedLossMixin):
+        takes_index = len(inspect.signature(type(module).training_step).parameters) > 2  # self and the batch are two
+        step = probe(module, batch, *((batch_idx,) if takes_index else ()), hook=False)
+        shown = {"logits": step.logits, "targets": step.targets, "features": step.features}
     else:
-        head.clear()
         inputs, targets = split_batch(batch)
-        logits = check_matrix("logits", module(inputs), rows=rows, min_columns=2)
-        shown = {"logits": logits, "targets": targets, "features": head.features(logits)}
-    checked = {}
-    if "logits" in shown:
-        checked["logits"] = check_matrix("logits", shown["logits"], rows=rows, min_columns=2)
-    if "targets" in shown:
-        checked["targets"] = check_targets(shown["targets"], rows=rows)
-    if "features" in shown:
-        checked["features"] = check_matrix("features", shown["features"], rows=rows)
+        shown = {"logits": module(inputs), "targets": targets, "features": None}
+    checked: dict[str, Tensor] = {}
+    if shown["logits"] is not None:
+        checked["logits"] = check_matrix("logits", shown["logits"], rows=size, min_columns=2)
+        if shown["features"] is None:
+            shown["features"] = head.features(checked["logits"])
+    if shown["features"] is not None:
+        checked["features"] = check_matrix("features", shown["features"], rows=size)
+    if shown["targets"] is not None:
+        checked["targets"] = check_targets(shown["targets"], rows=size)
+    if not checked:
+        raise ValueError(
+            f"Expected logits of each sample, but `{type(module).__name__}` shows only losses. Write "
+            "`self.weighted_loss(losses, logits=logits, targets=targets)` in `training_step`."
+        )
     return checked
 
 
 class _LastLinear:
-    """Notes the input of the linear layer that ran last."""
+    """Notes the linear layer that ran last, and its input."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.name = type(module).__name__
-        self.layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
-        self.clear()
+    def __init__(self) -> None:
+        self.noted: tuple[nn.Linear, Tensor] | None = None
 
-    def clear(self) -> None:
-        self.layer: nn.Linear | None = None
-        self.input: Any = None
+    def note(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Be called before each linear layer."""
+        self.noted = (layer, inputs[0])  # type: ignore[assignment]  # only linear layers are hooked
 
-    def __enter__(self) -> _LastLinear:
-        self.handles = [layer.register_forward_pre_hook(self._note) for layer in self.layers]
-        return self
+    def features(self, logits: Tensor) -> Tensor | None:
+        """Return the features ``(B, D)`` of the logits just made; None if no linear layer made them."""
+        (layer, value), self.noted = self.noted or (None, None), None
+        if layer is None or value is None or layer.out_features != logits.shape[1]:
+            return None
+        return value if value.shape[:-1] == logits.shape[:1] else None
 
-    def __exit__(self, *exception: object) -> None:
-        for handle in self.handles:
+
+@contextmanager
+def _last_linear(module: nn.Module) -> Iterator[_LastLinear]:
+    head = _LastLinear()
+    layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(head.note) for layer in layers]
+    try:
+        yield head
+    finally:
+        for handle in handles:
             handle.remove()
-        self.clear()
-
-    def _note(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.layer, self.input = layer, inputs[0]  # type: ignore[assignment]  # only linear layers are hooked
-
-    def features(self, logits: Tensor) -> Tensor:
-        """Return the features ``(B, D)`` of the logits just made."""
-        if self.layer is None:
-            raise ValueError(f"Expected an `nn.Linear` that makes the logits, but `{self.name}` ran none. {_HINT}")
-        value: Tensor = self.input
-        if self.layer.out_features != logits.shape[1] or value.shape[:-1] != logits.shape[:1]:
-            raise ValueError(
-                f"Expected the last `nn.Linear` that ran in `{self.name}` to make the logits {tuple(logits.shape)}, "
-                f"but it maps {tuple(value.shape)} to {self.layer.out_features} columns. {_HINT}"
-            )
-        return value

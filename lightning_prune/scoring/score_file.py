@@ -23,7 +23,7 @@ Keep = Literal["high", "low", "middle"]
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """The content of a score file; :func:`score_features` returns one, :meth:`save` writes it.
+    """The content of a score file; :func:`score_module` returns one, :meth:`save` writes it.
 
     Attributes:
         scores: ``(n,)``, float32, by sample id.
@@ -97,6 +97,16 @@ class ScoreFile:
         with atomic_write(path) as file:
             np.savez(file, meta=np.array(meta), **arrays)  # type: ignore[arg-type]
         return path
+
+
+def has_weights(scores: object) -> bool:
+    """Return whether these scores, or the file at this path, come with loss weights; False if there is no such file."""
+    if isinstance(scores, ScoreFile):
+        return "weights" in scores.columns
+    if not isinstance(scores, (str, PathLike)) or not zipfile.is_zipfile(scores):
+        return False
+    with zipfile.ZipFile(scores) as archive:
+        return "weights.npy" in archive.namelist()
 
 
 def check_path(path: str | PathLike[str]) -> Path:

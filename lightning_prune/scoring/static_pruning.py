@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_ratio
@@ -16,7 +17,7 @@ from lightning_prune.rng import make_generator
 from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.beta_sampling import beta_sampling
 from lightning_prune.scoring.ccs import ccs
-from lightning_prune.scoring.score_file import ScoreFile, load_scores
+from lightning_prune.scoring.score_file import ScoreFile, has_weights, load_scores
 from lightning_prune.scoring.selectors import select_middle, select_per_class, select_top
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ class StaticPruning(PruningCallback):
     become of the score file.
 
     Args:
-        scores: Path of a score file, or scores ``(n,)`` by sample id. If the file has loss weights, as CRAIG's has,
-            they are applied, with a mean of 1.
+        scores: Path of a score file, its content, or scores ``(n,)`` by sample id. If the file has loss weights, as
+            CRAIG's has, they are applied, with a mean of 1.
         prune_ratio: Share of all samples left out, in [0, 1). Of a method that chooses samples instead of scoring all,
             at least the one that it chose for, and with weights just that.
-        selector: ``"top"``: the end that the score's paper keeps. ``"middle"``: around the median, for Moderate.
-            ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function of scores and k
-            that returns ids.
+        selector: ``"top"``: what the score's paper keeps, which is an end, or of Moderate the middle. ``"middle"``:
+            around the median. ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function
+            of scores and k that returns ids.
         keep: End that ``"top"`` keeps. None: what the score file says; of a tensor, ``"high"``.
         class_balanced: Apply the selector inside every class, with a budget in proportion to its size. Needs labels:
             from ``targets``, or from a file that :class:`ScoreRecorder` wrote.
@@ -60,9 +61,11 @@ class StaticPruning(PruningCallback):
         0.7
     """
 
+    ranks_by_scores = False
+
     def __init__(
         self,
-        scores: str | PathLike[str] | Tensor,
+        scores: str | PathLike[str] | Tensor | ScoreFile,
         prune_ratio: float = 0.5,
         selector: str | Callable[[Tensor, int], Tensor] = "top",
         *,
@@ -88,6 +91,12 @@ class StaticPruning(PruningCallback):
         self.class_balanced = class_balanced
         self.targets = targets
         self.selector_args = selector_args
+        self.weighs_losses = has_weights(scores)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach the registry; the score file may have been written since this was constructed."""
+        self.weighs_losses = has_weights(self.scores)
+        super().setup(trainer, pl_module, stage)
 
     def setup_columns(self, registry: ScoreRegistry) -> None:
         """Choose the coreset, unless a checkpoint holds it."""
@@ -104,11 +113,9 @@ class StaticPruning(PruningCallback):
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
         """Return the coreset."""
         chosen = Selection.from_mask(registry.column("coreset"))
-        try:
-            weights = registry.column("coreset_weights")
-        except KeyError:
+        if not registry.has_column("coreset_weights"):
             return chosen
-        return Selection(chosen.indices, weights[chosen.indices])
+        return Selection(chosen.indices, registry.column("coreset_weights")[chosen.indices])
 
     def choose(self, num_samples: int) -> Selection:
         """Return the coreset: ids ``(k,)``, ascending, and the weights that belong to them.
@@ -162,15 +169,10 @@ class StaticPruning(PruningCallback):
     ) -> Tensor:
         if callable(self.selector):
             return self.selector(scores, k, **options)
-        if self.selector == "top":
-            keep = self.keep or file.keep
-            if keep == "middle":
-                raise ValueError(
-                    f"Expected `selector='middle'` for {file.meta['method']} scores, but got 'top'. If an end is what "
-                    "you want, pass `keep`."
-                )
+        keep = self.keep or file.keep
+        if self.selector == "top" and keep != "middle":
             return select_top(scores, k, keep, **options)
-        if self.selector == "middle":
+        if self.selector in ("top", "middle"):
             return select_middle(scores, k / len(scores), **options)
         if self.selector == "ccs":
             return ccs(scores, k, generator=generator, **options)
@@ -209,12 +211,13 @@ def _check_ranked(file: ScoreFile, k: int) -> None:
     )
 
 
-def _read(scores: str | PathLike[str] | Tensor, num_samples: int) -> ScoreFile:
-    if not isinstance(scores, Tensor):
+def _read(scores: str | PathLike[str] | Tensor | ScoreFile, num_samples: int) -> ScoreFile:
+    if not isinstance(scores, (Tensor, ScoreFile)):
         return load_scores(scores, num_samples)
-    if scores.shape != (num_samples,):
+    file = scores if isinstance(scores, ScoreFile) else ScoreFile(scores.detach().cpu().float(), {})
+    if file.scores.shape != (num_samples,):
         raise ValueError(
             f"Expected `scores` of the {num_samples} samples of the training dataset, shape ({num_samples},), but got "
-            f"{tuple(scores.shape)}."
+            f"{tuple(file.scores.shape)}."
         )
-    return ScoreFile(scores.detach().cpu().float(), {})
+    return file
