@@ -19,20 +19,15 @@ from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.contextual_diversity import contextual_diversity
 from lightning_prune.scoring.craig import craig
 from lightning_prune.scoring.deepfool import deepfool
-from lightning_prune.scoring.el2n import EL2N
-from lightning_prune.scoring.entropy import Entropy
 from lightning_prune.scoring.features import Features, batches, collect_features, in_order, split_batch
 from lightning_prune.scoring.glister import glister
-from lightning_prune.scoring.grand import GraNd
 from lightning_prune.scoring.herding import herding
 from lightning_prune.scoring.kcenter import kcenter
-from lightning_prune.scoring.least_confidence import LeastConfidence
-from lightning_prune.scoring.margin import Margin
 from lightning_prune.scoring.moderate import moderate_distance
 from lightning_prune.scoring.prune4rel import prune4rel
+from lightning_prune.scoring.recorder import TRACKERS
 from lightning_prune.scoring.score_file import Keep, ScoreFile
 from lightning_prune.scoring.selectors import rank_scores
-from lightning_prune.scoring.small_loss import SmallLoss
 from lightning_prune.scoring.ssp import spherical_kmeans, ssp_score
 from lightning_prune.scoring.tracker import Tracker
 
@@ -93,9 +88,7 @@ _RULES: dict[str, tuple[_Rule, tuple[str, ...]]] = {
     "SSP": (_ssp, ("num_clusters", "max_iter")),
 }
 """By name: the rule, and the arguments that it takes."""
-ONE_VISIT: dict[str, type[Tracker]] = {
-    cls.__name__: cls for cls in (EL2N, Entropy, GraNd, LeastConfidence, Margin, SmallLoss)
-}
+ONE_VISIT = ("EL2N", "Entropy", "GraNd", "LeastConfidence", "Margin", "SmallLoss")
 """Trackers that make sense of a single visit: that of a trained module."""
 FEATURE_METHODS = tuple(sorted([*_RULES, "DeepFool"]))
 """Methods that need a trained module; those of :data:`ONE_VISIT` may have one."""
@@ -138,7 +131,7 @@ def score_features(
     check_ratio("prune_ratio", prune_ratio)
     check_int("seed", seed, low=0)
     if method in ONE_VISIT:
-        tracker = ONE_VISIT[method](len(features), **parameters)
+        tracker = TRACKERS[method](len(features), **parameters)
         result, stated = _one_visit(tracker, features), tracker.parameters
     else:
         rule = _RULES[method][0]
@@ -211,8 +204,8 @@ def score_module(
 
 def check_parameters(method: str, parameters: dict[str, Any]) -> None:
     """Refuse unknown parameters before anything takes long."""
-    if method in ONE_VISIT:
-        names = inspect.signature(ONE_VISIT[method].__init__).parameters
+    if method in TRACKERS:
+        names = inspect.signature(TRACKERS[method].__init__).parameters
         known = tuple(name for name in names if name not in {"self", "num_samples"})
     else:
         known = ("max_iter",) if method == "DeepFool" else _RULES[method][1]

@@ -154,12 +154,13 @@ def save_scores(
     return file.save(path)
 
 
-def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> ScoreFile:
+def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, allow_missing: bool = False) -> ScoreFile:
     """Read a score file.
 
     Args:
         path: A file that :func:`save_scores` wrote.
         num_samples: Length of the dataset that the scores must be of. None: any.
+        allow_missing: Accept NaN scores, of samples that were never scored.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -188,7 +189,7 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> Sc
             f"Expected scores of the {num_samples} samples of the training dataset, but '{path}' has {n}. "
             "Score the dataset that is pruned."
         )
-    if missing := int(scores.isnan().sum()):
+    if not allow_missing and (missing := int(scores.isnan().sum())):
         raise ValueError(
             f"Expected a score for every sample, but {missing} of {n} are NaN in '{path}': they were never scored. "
             "Score with `drop_last=False` and over more epochs."
