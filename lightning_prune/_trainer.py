@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import (
@@ -318,6 +318,11 @@ def to_device(trainer: Trainer, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def to_module(module: LightningModule, batch: Any) -> Any:
+    """Move a batch to the device of a module, in a fit or not, through the user's transfer hooks."""
+    return module._apply_batch_transfer_handler(module._on_before_batch_transfer(batch))
 
 
 def forward_context(trainer: Trainer) -> AbstractContextManager[Any]:

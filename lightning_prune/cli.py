@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_prune
+from lightning_prune.scoring.trainer import ScoringTrainer
 
 _NOISE = (
     "Not a valid subclass",
@@ -77,6 +79,21 @@ class _SaveConfig(SaveConfigCallback):
 class PruneCLI(LightningCLI):
     """LightningCLI whose complaints about a configuration are one readable message and exit code 2."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return LightningCLI's commands and our own, with the arguments that the configuration gives."""
+        return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+
+    def score(self, **kwargs: Any) -> None:
+        """Score the training set; what our own checks refuse is the user's to mend, not a traceback."""
+        trainer: ScoringTrainer = self.trainer  # type: ignore[assignment]
+        try:
+            trainer.score(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            if not str(error).startswith("Expected "):
+                raise
+            self.parser.error(str(error))
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Use a parser with short messages; the rest is LightningCLI's."""
         kwargs.setdefault("dump_header", [f"lightning_prune=={lightning_prune.__version__}"])
@@ -103,7 +120,7 @@ def _plain_cause(error: BaseException) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lightning-prune fit|validate|test|predict --config FILE``.
+    """Run ``lightning-prune fit|validate|test|predict|score --config FILE``.
 
     ``--print_config`` explains every argument; ``--print_config=skip_null`` and the like are passed on.
 
@@ -118,7 +135,12 @@ def main(args: Sequence[str] | None = None) -> None:
     ]
     if args is None:
         sys.argv[1:], explained = explained, None
-    PruneCLI(args=explained, save_config_callback=_SaveConfig)
+    try:
+        PruneCLI(trainer_class=ScoringTrainer, args=explained, save_config_callback=_SaveConfig)
+    except UnpicklingError as error:  # LightningCLI looks into the checkpoint before anything is built
+        reason = str(error).split(". ")[0]
+        sys.stderr.write(f"error: Expected `ckpt_path` to be a checkpoint, but it cannot be read: {reason}.\n")
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

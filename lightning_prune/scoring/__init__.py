@@ -11,6 +11,8 @@ from lightning_prune.scoring.dual import DUAL
 from lightning_prune.scoring.dynunc import DynUnc
 from lightning_prune.scoring.el2n import EL2N
 from lightning_prune.scoring.entropy import Entropy
+from lightning_prune.scoring.feature_scores import score_features, score_module
+from lightning_prune.scoring.features import Features, collect_features
 from lightning_prune.scoring.forgetting import Forgetting
 from lightning_prune.scoring.glister import glister
 from lightning_prune.scoring.grand import GraNd
@@ -36,6 +38,7 @@ __all__ = [
     "TDDS",
     "DynUnc",
     "Entropy",
+    "Features",
     "Forgetting",
     "GraNd",
     "LeastConfidence",
@@ -47,6 +50,7 @@ __all__ = [
     "Tracker",
     "beta_sampling",
     "ccs",
+    "collect_features",
     "contextual_diversity",
     "craig",
     "deepfool",
@@ -59,6 +63,8 @@ __all__ = [
     "prune4rel",
     "rank_scores",
     "save_scores",
+    "score_features",
+    "score_module",
     "select_middle",
     "select_per_class",
     "select_top",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune._checks import check_int
+from lightning_prune.probe import evaluating
 
 
 def deepfool(model: nn.Module, inputs: Tensor, max_iter: int = 50) -> Tensor:
@@ -44,14 +45,8 @@ def deepfool(model: nn.Module, inputs: Tensor, max_iter: int = 50) -> Tensor:
         got = f"{inputs.dtype} tensor" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"Expected `inputs` to be a floating-point tensor, but got {got}.")
     check_int("max_iter", max_iter, low=1)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.enable_grad():
-            return _perturb(model, inputs.detach(), max_iter)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), torch.enable_grad():
+        return _perturb(model, inputs.detach(), max_iter)
 
 
 def _perturb(model: nn.Module, inputs: Tensor, max_iter: int) -> Tensor:

@@ -136,7 +136,11 @@ class ScoreRecorder(Callback):
         """Copy what the trackers need: the step's tensors may be reused by the next one."""
         step = registry.step
         rows = {"indices": step.indices.clone(), "losses": step.losses}
-        for name in self._needs:
+        names = set(self._needs)
+        if (labels := step.targets) is not None:  # for the file; and mixed ones tell that the logits are mixed too
+            is_class = labels.dim() == 1 and not labels.is_floating_point()
+            names |= {"targets"} if is_class or "logits" in names else set()
+        for name in sorted(names):
             value = getattr(step, name)
             if value is None:
                 needing = next(tracker for tracker in self.trackers if name in tracker.needs)
@@ -155,12 +159,14 @@ class ScoreRecorder(Callback):
             buffer = _gather(buffer, self._world_size)
         if not buffer:
             return
-        rows = {name: torch.cat([step[name] for step in buffer]) for name in buffer[0]}
+        names = set.intersection(*(set(step) for step in buffer))
+        rows = {name: torch.cat([step[name] for step in buffer]) for name in names}
         absent = rows["losses"] <= ABSENT  # masked out: not recorded (in half precision the mark is -inf)
-        batch = Batch(rows["indices"], **{name: _blank(rows[name], absent) for name in self._needs})
+        inputs = {name: _blank(values, absent) for name, values in rows.items() if name != "indices"}
+        batch = Batch(rows["indices"], **inputs)
         for tracker in self.trackers:
             tracker.record(batch)
-        if "targets" in self._needs:
+        if "targets" in names:
             self._note_targets(batch)
 
     def _note_targets(self, batch: Batch) -> None:

@@ -14,30 +14,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_scores
+from lightning_prune._checks import check_choice, check_int, check_scores
 from lightning_prune.export import atomic_write
 
 FORMAT_VERSION = 1
+Keep = Literal["high", "low", "middle"]
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """The content of a score file.
+    """The content of a score file; :func:`score_module` returns one, :meth:`save` writes it.
 
     Attributes:
         scores: ``(n,)``, float32, by sample id.
-        meta: ``method``, ``keep``, ``parameters``, ``n``, ``date``, ``version``.
-        columns: What else is known of each sample ``(n,)``, for example ``targets``.
+        meta: ``method``, ``keep``, ``parameters``, ``n``, ``date``, ``version``; and ``num_ranked`` of a method that
+            chooses sample after sample instead of scoring all.
+        columns: What else is known of each sample ``(n,)``, for example ``targets``; ``weights``: the loss weights that
+            belong to exactly the ``num_ranked`` samples chosen.
     """
 
     scores: Tensor
     meta: dict[str, Any]
     columns: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def make(
+        cls,
+        scores: Tensor,
+        *,
+        method: str,
+        keep: Keep,
+        parameters: dict[str, Any] | None = None,
+        columns: dict[str, Tensor] | None = None,
+        num_ranked: int | None = None,
+    ) -> ScoreFile:
+        """Put scores and what is to be known about them together; for the arguments see :func:`save_scores`."""
+        check_scores("scores", scores)
+        check_choice("keep", keep, ("high", "low", "middle"))
+        columns = columns or {}
+        for name, values in columns.items():
+            if values.shape != scores.shape or name in {"indices", "scores", "meta"}:
+                raise ValueError(f"Expected column {name!r} of shape {tuple(scores.shape)} under a name of its own.")
+        meta: dict[str, Any] = {
+            "method": method,
+            "keep": keep,
+            "parameters": parameters or {},
+            "n": len(scores),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "version": FORMAT_VERSION,
+        }
+        if num_ranked is not None:
+            check_int("num_ranked", num_ranked, low=1, high=len(scores))
+            meta["num_ranked"] = num_ranked
+        columns = {name: values.detach().cpu() for name, values in columns.items()}
+        return cls(scores.detach().float().cpu(), meta, columns)
+
     @property
-    def keep(self) -> Literal["high", "low"]:
-        """Which end of the scores is kept."""
-        return "low" if self.meta.get("keep") == "low" else "high"
+    def keep(self) -> Keep:
+        """Which end of the scores is kept, or the middle; ``"high"`` where nothing is said."""
+        keep: Keep = self.meta.get("keep", "high")
+        return keep
+
+    @property
+    def num_ranked(self) -> int | None:
+        """How many samples the method chose, those with scores > 0; None: it scored all."""
+        return self.meta.get("num_ranked")
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the file, whole or not at all, and return its path.
+
+        Args:
+            path: Where to; ``.npz`` is appended if there is no suffix.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        path = check_path(path)
+        path = path if path.suffix else path.with_suffix(".npz")
+        arrays = {name: values.numpy() for name, values in self.columns.items()}
+        arrays |= {"indices": np.arange(len(self.scores)), "scores": self.scores.numpy()}
+        meta = json.dumps(self.meta, default=repr)  # parameters of one's own trackers can be anything
+        with atomic_write(path) as file:
+            np.savez(file, meta=np.array(meta), **arrays)  # type: ignore[arg-type]
+        return path
+
+
+def has_weights(scores: object) -> bool:
+    """Return whether these scores, or the file at this path, come with loss weights; False if there is no such file."""
+    if isinstance(scores, ScoreFile):
+        return "weights" in scores.columns
+    if not isinstance(scores, (str, PathLike)) or not zipfile.is_zipfile(scores):
+        return False
+    with zipfile.ZipFile(scores) as archive:
+        return "weights.npy" in archive.namelist()
+
+
+def check_path(path: str | PathLike[str]) -> Path:
+    """Return the path of a score file to be written, or of a folder for several; other suffixes are refused."""
+    path = Path(path)
+    if path.suffix not in {"", ".npz"}:
+        raise ValueError(f"Expected the path of a score file to end in `.npz`, but got '{path}'.")
+    return path
 
 
 def save_scores(
@@ -45,9 +122,10 @@ def save_scores(
     scores: Tensor,
     *,
     method: str,
-    keep: Literal["high", "low"],
+    keep: Keep,
     parameters: dict[str, Any] | None = None,
     columns: dict[str, Tensor] | None = None,
+    num_ranked: int | None = None,
 ) -> Path:
     """Write a score file: npz with ``indices``, ``scores``, a JSON text ``meta``, and the columns by name.
 
@@ -57,9 +135,10 @@ def save_scores(
         path: Where to; ``.npz`` is appended if there is no suffix.
         scores: ``(n,)`` by sample id. NaN: never scored; such a file is written, but refused by :func:`load_scores`.
         method: Name of the method.
-        keep: Which end is kept.
+        keep: Which end is kept, or the ``"middle"``.
         parameters: Its parameters, plain values.
         columns: Further values ``(n,)`` by name.
+        num_ranked: How many samples were chosen, by a method that gives the others no score (see :func:`rank_scores`).
 
     Returns:
         The path written.
@@ -68,37 +147,20 @@ def save_scores(
         TypeError: If ``scores`` is not a floating-point tensor.
         ValueError: If a shape, ``keep`` or the suffix is wrong.
     """
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(".npz")
-    if path.suffix != ".npz":
-        raise ValueError(f"Expected the path of a score file to end in `.npz`, but got '{path}'.")
-    check_scores("scores", scores)
-    check_choice("keep", keep, ("high", "low"))
-    columns = columns or {}
-    for name, values in columns.items():
-        if values.shape != scores.shape or name in {"indices", "scores", "meta"}:
-            raise ValueError(f"Expected column {name!r} of shape {tuple(scores.shape)} under a name of its own.")
-    meta = {
-        "method": method,
-        "keep": keep,
-        "parameters": parameters or {},
-        "n": len(scores),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": FORMAT_VERSION,
-    }
-    arrays = {name: values.detach().cpu().numpy() for name, values in columns.items()}
-    arrays |= {"indices": np.arange(len(scores)), "scores": scores.detach().float().cpu().numpy()}
-    with atomic_write(path) as file:
-        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
-    return path
+    check_path(path)
+    file = ScoreFile.make(
+        scores, method=method, keep=keep, parameters=parameters, columns=columns, num_ranked=num_ranked
+    )
+    return file.save(path)
 
 
-def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> ScoreFile:
+def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, allow_missing: bool = False) -> ScoreFile:
     """Read a score file.
 
     Args:
         path: A file that :func:`save_scores` wrote.
         num_samples: Length of the dataset that the scores must be of. None: any.
+        allow_missing: Accept NaN scores, of samples that were never scored.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,6 +180,8 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> Sc
             "Write it again with the installed lightning-prune, or install the one that wrote it."
         )
     n = len(scores)
+    if any(values.shape != (n,) for values in arrays.values()):
+        raise ValueError(f"Expected {n} rows in each column of the score file '{path}', but there are others.")
     if indices.shape != scores.shape or not torch.equal(indices.sort().values, torch.arange(n)) or meta["n"] != n:
         raise ValueError(f"Expected each id in [0, {meta['n']}) once in the score file '{path}', but it is not so.")
     if num_samples is not None and n != num_samples:
@@ -125,7 +189,7 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None) -> Sc
             f"Expected scores of the {num_samples} samples of the training dataset, but '{path}' has {n}. "
             "Score the dataset that is pruned."
         )
-    if missing := int(scores.isnan().sum()):
+    if not allow_missing and (missing := int(scores.isnan().sum())):
         raise ValueError(
             f"Expected a score for every sample, but {missing} of {n} are NaN in '{path}': they were never scored. "
             "Score with `drop_last=False` and over more epochs."

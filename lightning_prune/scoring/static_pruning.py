@@ -7,15 +7,17 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_ratio
 from lightning_prune.callback import PruningCallback
 from lightning_prune.plan import Selection, num_keep
 from lightning_prune.rng import make_generator
+from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.beta_sampling import beta_sampling
 from lightning_prune.scoring.ccs import ccs
-from lightning_prune.scoring.score_file import ScoreFile, load_scores
+from lightning_prune.scoring.score_file import ScoreFile, has_weights, load_scores
 from lightning_prune.scoring.selectors import select_middle, select_per_class, select_top
 
 if TYPE_CHECKING:
@@ -31,11 +33,13 @@ class StaticPruning(PruningCallback):
     become of the score file.
 
     Args:
-        scores: Path of a score file, or scores ``(n,)`` by sample id.
-        prune_ratio: Share of all samples left out, in [0, 1).
-        selector: ``"top"``: the end that the score's paper keeps. ``"middle"``: around the median, for Moderate.
-            ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function of scores and k
-            that returns ids.
+        scores: Path of a score file, its content, or scores ``(n,)`` by sample id. If the file has loss weights, as
+            CRAIG's has, they are applied, with a mean of 1.
+        prune_ratio: Share of all samples left out, in [0, 1). Of a method that chooses samples instead of scoring all,
+            at least the one that it chose for, and with weights just that.
+        selector: ``"top"``: what the score's paper keeps, which is an end, or of Moderate the middle. ``"middle"``:
+            around the median. ``"ccs"``: cut the hardest, then strata. ``"beta"``: DUAL's beta sampling. Or a function
+            of scores and k that returns ids.
         keep: End that ``"top"`` keeps. None: what the score file says; of a tensor, ``"high"``.
         class_balanced: Apply the selector inside every class, with a budget in proportion to its size. Needs labels:
             from ``targets``, or from a file that :class:`ScoreRecorder` wrote.
@@ -57,9 +61,11 @@ class StaticPruning(PruningCallback):
         0.7
     """
 
+    ranks_by_scores = False
+
     def __init__(
         self,
-        scores: str | PathLike[str] | Tensor,
+        scores: str | PathLike[str] | Tensor | ScoreFile,
         prune_ratio: float = 0.5,
         selector: str | Callable[[Tensor, int], Tensor] = "top",
         *,
@@ -85,28 +91,57 @@ class StaticPruning(PruningCallback):
         self.class_balanced = class_balanced
         self.targets = targets
         self.selector_args = selector_args
+        self.weighs_losses = has_weights(scores)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach the registry; the score file may have been written since this was constructed."""
+        self.weighs_losses = has_weights(self.scores)
+        super().setup(trainer, pl_module, stage)
 
     def setup_columns(self, registry: ScoreRegistry) -> None:
         """Choose the coreset, unless a checkpoint holds it."""
         registry.add_column("coreset", dtype=torch.bool)
         coreset = registry.column("coreset")
-        if not bool(coreset.any()):
-            coreset[self.choose(registry.num_samples).to(coreset.device)] = True
+        if bool(coreset.any()):
+            return
+        chosen = self.choose(registry.num_samples)
+        coreset[chosen.indices.to(coreset.device)] = True
+        if chosen.weights is not None:
+            registry.add_column("coreset_weights")
+            registry.column("coreset_weights")[chosen.indices.to(coreset.device)] = chosen.weights.to(coreset.device)
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
         """Return the coreset."""
-        return Selection.from_mask(registry.column("coreset"))
+        chosen = Selection.from_mask(registry.column("coreset"))
+        if not registry.has_column("coreset_weights"):
+            return chosen
+        return Selection(chosen.indices, registry.column("coreset_weights")[chosen.indices])
 
-    def choose(self, num_samples: int) -> Tensor:
-        """Return the coreset's ids ``(k,)``, int64, ascending.
+    def choose(self, num_samples: int) -> Selection:
+        """Return the coreset: ids ``(k,)``, ascending, and the weights that belong to them.
 
         Raises:
             ValueError: If the scores are not of ``num_samples`` samples, or the selector cannot work with them.
         """
         file = _read(self.scores, num_samples)
-        k = num_keep(num_samples, 1 - self.prune_ratio)
         if self.prune_ratio == 0:
-            return torch.arange(num_samples)
+            return Selection.all(num_samples)
+        k = num_keep(num_samples, 1 - self.prune_ratio)
+        _check_ranked(file, k)
+        chosen = Selection(self._choose_ids(file, k).sort().values)
+        chosen.check(num_samples)
+        if file.num_ranked is not None and not bool((file.scores[chosen.indices] > 0).all()):
+            raise ValueError(
+                f"Expected to keep samples that {file.meta['method']} chose, but others were selected too. Use "
+                "`selector='top'` without `class_balanced`."
+            )
+        if "weights" not in file.columns:
+            return chosen
+        weights = file.columns["weights"][chosen.indices].double()
+        return Selection(chosen.indices, (weights / weights.mean()).float())
+
+    def _choose_ids(self, file: ScoreFile, k: int) -> Tensor:
+        num_samples = len(file.scores)
         generator = make_generator(self.resolved_seed, 0, "coreset")
         options = self._options(file, num_samples)
         if not self.class_balanced:
@@ -116,6 +151,7 @@ class StaticPruning(PruningCallback):
             raise ValueError(
                 "Expected class ids for `class_balanced=True`, but the scores come without. Pass `targets=...`."
             )
+        check_targets(targets, rows=num_samples)
         return select_per_class(
             targets,
             k,
@@ -133,9 +169,10 @@ class StaticPruning(PruningCallback):
     ) -> Tensor:
         if callable(self.selector):
             return self.selector(scores, k, **options)
-        if self.selector == "top":
-            return select_top(scores, k, self.keep or file.keep, **options)
-        if self.selector == "middle":
+        keep = self.keep or file.keep
+        if self.selector == "top" and keep != "middle":
+            return select_top(scores, k, keep, **options)
+        if self.selector in ("top", "middle"):
             return select_middle(scores, k / len(scores), **options)
         if self.selector == "ccs":
             return ccs(scores, k, generator=generator, **options)
@@ -162,12 +199,25 @@ class StaticPruning(PruningCallback):
         return options
 
 
-def _read(scores: str | PathLike[str] | Tensor, num_samples: int) -> ScoreFile:
-    if not isinstance(scores, Tensor):
+def _check_ranked(file: ScoreFile, k: int) -> None:
+    """Refuse to keep more samples than a method chose, or others than those that its weights stand for."""
+    ranked = file.num_ranked
+    if ranked is None or k == ranked or (k < ranked and "weights" not in file.columns):
+        return
+    bound = "=" if "weights" in file.columns else "<="
+    raise ValueError(
+        f"Expected to keep k {bound} {ranked} samples, which {file.meta['method']} chose, but got {k}. Score again "
+        "with the `prune_ratio` of this run."
+    )
+
+
+def _read(scores: str | PathLike[str] | Tensor | ScoreFile, num_samples: int) -> ScoreFile:
+    if not isinstance(scores, (Tensor, ScoreFile)):
         return load_scores(scores, num_samples)
-    if scores.shape != (num_samples,):
+    file = scores if isinstance(scores, ScoreFile) else ScoreFile(scores.detach().cpu().float(), {})
+    if file.scores.shape != (num_samples,):
         raise ValueError(
             f"Expected `scores` of the {num_samples} samples of the training dataset, shape ({num_samples},), but got "
-            f"{tuple(scores.shape)}."
+            f"{tuple(file.scores.shape)}."
         )
-    return ScoreFile(scores.detach().cpu().float(), {})
+    return file

@@ -116,13 +116,27 @@ def test_what_is_needed_must_be_passed(missing):
     assert len(model.steps) == 1
 
 
-def test_mixed_targets_are_refused():
-    class Mixup(ScoredModel):
-        def weighted_loss(self, losses, *, targets, **kwargs):
-            return super().weighted_loss(losses, targets=torch.stack([targets, 1 - targets], 1).float(), **kwargs)
+class Mixup(ScoredModel):
+    def weighted_loss(self, losses, *, targets, **kwargs):
+        return super().weighted_loss(losses, targets=torch.stack([targets, 1 - targets], 1).float(), **kwargs)
 
+
+@pytest.mark.parametrize("tracker", ["EL2N", TDDS(window=3), "Entropy"])
+def test_mixed_targets_are_refused(tracker):
+    """Also by scores that need no labels: their logits are those of mixed inputs."""
     with pytest.raises(ValueError, match="Mixed targets"):
-        fit(ScoreRecorder("EL2N"), Mixup())
+        fit(ScoreRecorder(tracker), Mixup())
+
+
+def test_losses_may_have_any_targets(tmp_path):
+    fit(ScoreRecorder("SmallLoss", tmp_path / "a.npz"), Mixup())
+    assert "targets" not in load_scores(tmp_path / "a.npz").columns
+
+
+def test_labels_are_in_the_file_of_any_score(tmp_path):
+    for tracker in (TDDS(window=3), "SmallLoss"):
+        fit(ScoreRecorder(tracker, tmp_path / "a.npz"))
+        assert torch.equal(load_scores(tmp_path / "a.npz").columns["targets"], make_loader().dataset.tensors[1])
 
 
 def test_a_run_too_short_for_the_window(tmp_path):

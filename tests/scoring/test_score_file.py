@@ -99,7 +99,7 @@ def test_bad_scores(tmp_path):
     with pytest.raises(ValueError, match=r"end in `\.npz`"):
         save_scores(tmp_path / "a.csv", SCORES, method="X", keep="high")
     with pytest.raises(ValueError, match="`keep` to be one of"):
-        save_scores(tmp_path / "a", SCORES, method="X", keep="middle")
+        save_scores(tmp_path / "a", SCORES, method="X", keep="most")
     with pytest.raises(ValueError, match="column 'targets' of shape"):
         save_scores(tmp_path / "a", SCORES, method="X", keep="high", columns={"targets": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"shape \(n,\)"):

@@ -72,9 +72,15 @@ def test_selectors():
     assert coreset(StaticPruning(SCORES, 0.7, lambda scores, k: torch.arange(k))) == list(range(12))
 
 
+def test_the_file_says_the_middle(tmp_path):
+    path = save_scores(tmp_path / "moderate.npz", SCORES, method="Moderate", keep="middle")
+    assert coreset(StaticPruning(path, 0.7)) == select_middle(SCORES, 0.3).tolist()
+    assert coreset(StaticPruning(path, 0.7, keep="low")) == select_top(SCORES, 12, "low").tolist()
+
+
 def test_draws_depend_on_the_seed_only():
     def choose(seed):
-        return StaticPruning(SCORES, 0.7, "ccs", seed=seed).choose(40).tolist()
+        return StaticPruning(SCORES, 0.7, "ccs", seed=seed).choose(40).indices.tolist()
 
     assert choose(1) == choose(1)
     assert choose(1) != choose(2)
@@ -84,7 +90,7 @@ def test_draws_depend_on_the_seed_only():
 def test_class_balanced(selector):
     args = {"difficulty_mean": SCORES} if selector == "beta" else None
     callback = StaticPruning(SCORES, 0.5, selector, class_balanced=True, targets=TARGETS, selector_args=args)
-    kept = callback.choose(40)
+    kept = callback.choose(40).indices
     assert len(kept) == 20
     assert abs(TARGETS[kept].sum() - 0.5 * TARGETS.sum()) < 1
     if selector == "top":

@@ -56,4 +56,4 @@ def test_static_pruning(tmp_path):
     args = {"scores": str(path), "prune_ratio": 0.7, "selector": "ccs", "selector_args": {"hard_cutoff": 0.1}}
     model, callback = run(tmp_path, "StaticPruning", **args)
     last_epoch = [int(i) for epoch, step in model.steps if epoch == 2 for i in step["indices"]]
-    assert sorted(last_epoch) == callback.choose(40).tolist()
+    assert sorted(last_epoch) == callback.choose(40).indices.tolist()

@@ -1,0 +1,120 @@
+"""A Trainer that scores: what ``lightning-prune score`` runs."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_prune._checks import check_choice
+from lightning_prune._trainer import get_callbacks, set_callbacks
+from lightning_prune.callback import PruningCallback
+from lightning_prune.scoring.feature_scores import FEATURE_METHODS, ONE_VISIT, check_parameters, score_module
+from lightning_prune.scoring.recorder import TRACKERS, ScoreRecorder
+from lightning_prune.scoring.score_file import ScoreFile, check_path, load_scores
+from lightning_prune.scoring.summary import summarize
+
+
+class ScoringTrainer(Trainer):
+    """A Trainer with a further entry point, :meth:`score`."""
+
+    def score(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        save_to: str,
+        method: str = "TDDS",
+        method_args: dict[str, Any] | None = None,
+        prune_ratio: float = 0.3,
+        ckpt_path: str | None = None,
+    ) -> ScoreFile | None:
+        """Score the training set, write the score file and print a summary.
+
+        A pruning callback is left out: scores need all the data.
+
+        Args:
+            model: The module.
+            datamodule: The data. None: the module has loaders of its own.
+            save_to: Score file to write, or the folder for one named after the method.
+            method: What to score by: AUM, DUAL, DynUnc, EL2N, Entropy, Forgetting, GraNd, LeastConfidence, Margin,
+                SmallLoss or TDDS are recorded while the model trains. ContextualDiversity, CRAIG, DeepFool, GLISTER,
+                Herding, KCenter, Moderate, Prune4ReL and SSP take one pass of the trained model.
+            method_args: Further arguments of the method, such as ``{"window": 5}`` of TDDS.
+            prune_ratio: Least share that is going to be pruned, for the methods that choose samples one after another.
+            ckpt_path: Checkpoint of the trained model, which is scored in one pass without training; AUM, DUAL,
+                DynUnc, Forgetting and TDDS need training and resume it from there.
+
+        Returns:
+            The scores; None in a ``fast_dev_run`` that records, which writes nothing.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of range, or the method cannot score this model.
+        """
+        check_choice("method", method, tuple(sorted({*TRACKERS, *FEATURE_METHODS})))
+        parameters = dict(method_args or {})
+        check_parameters(method, parameters)
+        check_path(save_to)
+        if ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
+        callbacks = get_callbacks(self)
+        set_callbacks(self, [callback for callback in callbacks if not isinstance(callback, PruningCallback)])
+        try:
+            if method in FEATURE_METHODS or (method in ONE_VISIT and ckpt_path is not None):
+                self._train_or_load(model, datamodule, ckpt_path)
+                loader = (datamodule or model).train_dataloader()
+                file = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters)
+                path = Path(save_to)
+                path = path if path.suffix else path / f"{method.lower()}.npz"
+                if self.is_global_zero:
+                    file.save(path)
+            else:
+                recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to)
+                set_callbacks(self, [recorder, *get_callbacks(self)])
+                self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+                if not recorder.paths:
+                    return None
+                path = recorder.paths[0]
+        finally:
+            set_callbacks(self, callbacks)
+        if not self.is_global_zero:
+            return None
+        file = load_scores(path, allow_missing=True)
+        sys.stdout.write(f"\n{summarize(file)}\nWritten to {path}\n")
+        return file
+
+    def _train_or_load(
+        self, model: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str | None
+    ) -> None:
+        """Have the module trained, on its device, and its data ready."""
+        if ckpt_path is None:
+            self.fit(model, datamodule=datamodule)
+        else:
+            if datamodule is not None:
+                datamodule.prepare_data()
+                datamodule.setup("fit")
+            model.setup("fit")
+            model.configure_model()
+            load_weights(model, ckpt_path)
+        model.to(self.strategy.root_device)
+
+
+def load_weights(model: LightningModule, ckpt_path: str) -> None:
+    """Load the weights of a checkpoint.
+
+    Raises:
+        ValueError: If it is not a checkpoint of this module.
+    """
+    try:
+        weights = torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(
+            f"Expected `ckpt_path` to be a checkpoint of `{type(model).__name__}`, but '{ckpt_path}' is none: {reason}"
+        ) from error

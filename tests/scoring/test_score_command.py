@@ -1,0 +1,172 @@
+"""`lightning-prune score`, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_prune.cli import main
+from lightning_prune.scoring import load_scores, score_module
+from tests.helpers import make_loader
+from tests.scoring.helpers import ScoredModel
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
+
+ROOT = Path(__file__).parent.parent.parent
+DIGITS = str(ROOT / "examples" / "digits" / "infobatch.yaml")
+
+
+class CommandModel(ScoredModel):
+    def __init__(self, passes: tuple[str, ...] = ("logits", "targets")) -> None:
+        torch.manual_seed(0)
+        super().__init__(passes=passes)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def train_dataloader(self):
+        return make_loader()
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = {"max_epochs": 4, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False,
+               "logger": False, "enable_checkpointing": False}  # fmt: skip
+    model = {"class_path": f"{__name__}.CommandModel"}
+    Path("config.yaml").write_text(yaml.safe_dump({"seed_everything": 0, "trainer": trainer, "model": model}))
+    return "config.yaml"
+
+
+def score(config, *args):
+    main(["score", "--config", config, *args])
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as error:
+        main(["score", *args])
+    assert error.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    message = err[err.index("error:") :]
+    assert len(message.splitlines()) <= 4
+    return message
+
+
+def test_as_a_command(tmp_path):
+    """The example's pruning callback is left out: TDDS has seen every sample in every epoch."""
+    command = [sys.executable, "-m", "lightning_prune.cli", "score", "--config", DIGITS, "--method", "TDDS",
+               "--save_to", str(tmp_path / "tdds.npz"), "--method_args.window=3", "--trainer.max_epochs=3"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    file = load_scores(tmp_path / "tdds.npz", 1437)
+    assert file.meta["parameters"]["window"] == 3
+    summary = done.stdout[done.stdout.index("TDDS: scores of 1,437 samples, of which the high end is kept") :]
+    assert summary.count("####") >= 1
+    assert "kept of 30% pruned  kept of 50% pruned  kept of 70% pruned" in summary
+    highest = [int(i) for i in file.scores.argsort(descending=True, stable=True)[:10]]
+    assert "Highest ids: " + ", ".join(f"{i} ({file.scores[i]:.4g})" for i in highest) in summary
+    assert f"Written to {tmp_path / 'tdds.npz'}" in summary
+
+
+def test_a_trained_module_is_scored_in_one_pass(config, capsys):
+    score(config, "--method=KCenter", "--prune_ratio=0.5", "--save_to=scores")
+    file = load_scores("scores/kcenter.npz", 40)
+    assert file.num_ranked == 20
+    assert "KCenter: scores of 40 samples, of which 20 were chosen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["EL2N", "Moderate", "DeepFool"])
+def test_a_checkpoint_is_scored_without_training(config, method):
+    torch.manual_seed(7)
+    model = CommandModel()
+    model.layer.weight.data.normal_()
+    torch.save({"state_dict": model.state_dict()}, "a.ckpt")
+    score(config, f"--method={method}", "--save_to=a.npz", "--ckpt_path=a.ckpt")
+    expected = score_module(method, model, make_loader(), progress=False)
+    assert torch.equal(load_scores("a.npz", 40).scores, expected.scores)
+
+
+def test_recording_resumes_from_a_checkpoint(config):
+    saving = ["--trainer.enable_checkpointing=true", "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+              "--trainer.callbacks.dirpath=points", "--trainer.callbacks.filename={epoch}",
+              "--trainer.callbacks.save_top_k=-1"]  # fmt: skip
+    arguments = ["--method=TDDS", "--method_args.window=3"]
+    score(config, *arguments, "--save_to=whole.npz", *saving)
+    score(config, *arguments, "--save_to=resumed.npz", "--ckpt_path=points/epoch=1.ckpt")
+    assert torch.equal(load_scores("resumed.npz").scores, load_scores("whole.npz").scores)
+
+
+def test_method_arguments_in_the_file(config):
+    content = yaml.safe_load(Path(config).read_text())
+    content |= {"method": "Prune4ReL", "method_args": {"threshold": 0.8}, "save_to": "a.npz"}
+    Path(config).write_text(yaml.safe_dump(content))
+    score(config)
+    assert load_scores("a.npz").meta["parameters"]["threshold"] == 0.8
+
+
+def test_samples_never_scored_are_shown(config, capsys):
+    score(config, "--method=EL2N", "--save_to=a.npz", "--trainer.limit_train_batches=5")
+    assert "never scored" in capsys.readouterr().out
+
+
+def test_a_dev_run_writes_nothing(config):
+    score(config, "--method=TDDS", "--save_to=a.npz", "--trainer.fast_dev_run=true")
+    assert not Path("a.npz").exists()
+
+
+def save_text(path):
+    Path(path).write_text("no checkpoint")
+
+
+def save_other(path):
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, path)
+
+
+def save_nothing(path):
+    torch.save({}, path)
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (["--save_to=a.npz", "--method=KCentre"], "Expected `method` to be one of"),
+        (["--save_to=a.npz", "--method_args.windw=3"], "Expected parameters of TDDS among"),
+        (["--save_to=a.npz", "--method=KCenter", "--method_args.thresold=3"], "Expected parameters of KCenter among"),
+        (["--save_to=a.npz", "--method_args.window=2"], "Expected `window` to be an int >= 3, but got 2."),
+        (["--save_to=a.npz", "--method_args.window=x"], "Expected `window` to be an int >= 3, but got 'x'."),
+        (["--save_to=a.csv"], "to end in `.npz`, but got 'a.csv'"),
+        ([], "save_to"),
+        (["--save_to=a.npz"], "`max_epochs` >= 10 for TDDS"),
+        (["--save_to=a.npz", "--method=GraNd"], "Expected `features` for GraNd, but got None. Write"),
+        (["--save_to=a.npz", "--method=CRAIG", "--prune_ratio=1"], "`prune_ratio` to be a number in [0, 1)"),
+        (["--save_to=a.npz", "--ckpt_path=none.ckpt"], "there is no file 'none.ckpt'"),
+        (["--save_to=a.npz", "--prune_ratio=much"], "prune_ratio"),
+        (["--save_to=a.npz", "--model.passes=[]", "--method=EL2N"], "Expected `logits` for EL2N"),
+        (["--save_to=a.npz", "--model.passes=[]", "--method=Moderate"], "shows only losses"),
+    ],
+)
+def test_bad_input(config, capsys, args, match):
+    assert match in fails(capsys, "--config", config, *args)
+    assert not Path("a.npz").exists()
+
+
+@pytest.mark.parametrize("save", [save_text, save_other, save_nothing])
+def test_bad_checkpoints(config, capsys, save):
+    save("a.ckpt")
+    message = fails(capsys, "--config", config, "--method=EL2N", "--save_to=a.npz", "--ckpt_path=a.ckpt")
+    assert "Expected `ckpt_path` to be a checkpoint" in message
+
+
+def test_mistakes_of_the_module_keep_their_traceback(config, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise ValueError("my own")
+
+    monkeypatch.setattr(CommandModel, "training_step", broken)
+    with pytest.raises(ValueError, match="my own"):
+        score(config, "--method=EL2N", "--save_to=a.npz")
