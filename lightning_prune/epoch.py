@@ -96,8 +96,8 @@ class RunningEpoch:
 
     @cached_property
     def shard(self) -> Tensor:
-        """Sample ids ``(shard_size,)`` of this rank, on the device."""
-        return self.plan.shard(self.plan.order, self.rank).to(self.device)
+        """Sample ids ``(shard_size,)``, int64, of this rank, on the device."""
+        return self.plan.shard(self.plan.order, self.rank).to(self.device).long()
 
     @cached_property
     def slot_of(self) -> Tensor:
@@ -198,13 +198,13 @@ class RunningEpoch:
         if self.plan.world_size > 1:
             logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
             torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
-        values, indices = self.plan.unshard(logs), self.plan.order.to(self.device)
-        present = values[0] != ABSENT
-        complete = bool(present.all())
-        if not complete:
+        values, indices = self.plan.unshard(logs), self.plan.order.to(self.device).long()
+        present = None
+        if not bool(values[0].amin() > ABSENT):  # something is missing, or NaN or -inf
+            present = values[0] != ABSENT
             values, indices = values[:, present], indices[present]
         extra = dict(zip(self.record_names, values[1:], strict=True))
-        return EpochRecord(indices, values[0], None if complete else present, self.step_size, extra)
+        return EpochRecord(indices, values[0], present, self.step_size, extra)
 
     def log_state(self) -> Tensor:
         """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio
-from lightning_prune.rng import make_generator, permutation
+from lightning_prune.rng import make_generator, numpy_generator, permutation
 
 
 def num_keep(num_samples: int, keep_ratio: float) -> int:
@@ -31,11 +31,47 @@ def num_keep(num_samples: int, keep_ratio: float) -> int:
 def ids_of(mask: Tensor) -> Tensor:
     """Return the positions ``(k,)``, int64, ascending, where ``mask`` ``(n,)`` is True.
 
-    The one place that chooses a library by speed: on the CPU NumPy finds them seven times as fast as torch.
+    On the CPU NumPy finds them seven times as fast as torch.
     """
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().squeeze(1)
+
+
+def is_ascending(ids: Tensor) -> bool:
+    """Return whether ids ``(k,)`` rise strictly. On the CPU NumPy compares them in a third of torch's time."""
+    if ids.device.type == "cpu":
+        values = ids.numpy()
+        return bool((values[1:] > values[:-1]).all())
+    return bool((ids[1:] > ids[:-1]).all())
+
+
+def random_submask(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return a mask ``(n,)`` that is True at exactly ``count`` of the positions where ``mask`` is, uniformly drawn.
+
+    Each position throws a coin, and the few that are then too many or missing are drawn among the candidates. Coins are
+    uniform over the sets of one size, and so is what the correction makes of them; a permutation costs thrice as much.
+
+    Args:
+        mask: Where to draw from ``(n,)``, bool.
+        count: Number of positions, in [0, number of candidates].
+        generator: CPU generator of the draws.
+
+    Example:
+        >>> drawn = random_submask(torch.tensor([True, True, False, True]), 2, torch.Generator().manual_seed(0))
+        >>> int(drawn.sum()), bool(drawn[2])
+        (2, False)
+    """
+    numpy_rng = numpy_generator(generator)
+    coins = numpy_rng.integers(1 << 64, size=len(mask) // 4 + 1, dtype=np.uint64).view(np.uint16)[: len(mask)]
+    threshold = round(count / max(1, int(mask.count_nonzero())) * 65536)
+    drawn = mask & torch.from_numpy(coins < threshold).to(mask.device)
+    excess = int(drawn.count_nonzero()) - count
+    if excess != 0:
+        candidates = ids_of(drawn if excess > 0 else mask & ~drawn)
+        picks = torch.from_numpy(numpy_rng.choice(len(candidates), abs(excess), replace=False, shuffle=False))
+        drawn[candidates[picks.to(mask.device)]] = excess < 0
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -98,10 +134,12 @@ class Selection:
             least, most = (float(v) for v in torch.aminmax(self.weights))
             if not (least >= 0 and most < math.inf):  # a NaN anywhere makes both NaN
                 raise ValueError(f"Expected finite weights >= 0, but got weights in [{least}, {most}].")
-        low, high = (int(v) for v in torch.aminmax(self.indices))
+        ascending = is_ascending(self.indices)  # as most rules return them
+        ends = (self.indices[0], self.indices[-1]) if ascending else torch.aminmax(self.indices)
+        low, high = (int(v) for v in ends)
         if low < 0 or high >= num_samples:
             raise ValueError(f"Expected selected ids in [0, {num_samples}), but got ids in [{low}, {high}].")
-        if bool((self.indices[1:] > self.indices[:-1]).all()):  # ascending, as most rules return them
+        if ascending:
             return
         seen = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
         seen[self.indices] = True
@@ -119,7 +157,7 @@ class EpochPlan:
 
     Args:
         epoch: Epoch number, from 0.
-        order: Sample ids ``(k,)`` in the order of the visit.
+        order: Sample ids ``(k,)`` in the order of the visit; int32 where that suffices, else int64.
         weights: Loss weights ``(k,)`` aligned with ``order``, or None.
         world_size: Number of ranks.
     """
@@ -134,15 +172,20 @@ class EpochPlan:
         cls, selection: Selection, *, epoch: int, seed: int, shuffle: bool = True, world_size: int = 1
     ) -> EpochPlan:
         """Order a selection: a fresh permutation for each (seed, epoch) if ``shuffle``, else ascending."""
-        indices, weights = selection.indices.cpu(), selection.weights
+        k, top = len(selection), int(selection.indices.max())
+        dtype = torch.int32 if top < 2**31 else torch.int64
+        ids, weights = selection.indices.to("cpu", dtype), selection.weights
+        weights = None if weights is None else weights.cpu()
+        ascending = is_ascending(ids)
         if shuffle:
-            picks = permutation(len(indices), make_generator(seed, epoch, "order"))
-        elif bool((indices[1:] > indices[:-1]).all()):
-            return cls(epoch, indices, None if weights is None else weights.cpu(), world_size)
+            picks = permutation(k, make_generator(seed, epoch, "order"))
+        elif ascending:
+            return cls(epoch, ids, weights, world_size)
         else:
-            picks = indices.argsort()
-        weights = None if weights is None else weights.cpu().index_select(0, picks)
-        return cls(epoch, indices.index_select(0, picks), weights, world_size)
+            picks = ids.argsort()
+        everything = ascending and top == k - 1  # then ids are positions
+        order = picks if everything and picks.dtype == dtype else ids.index_select(0, picks)
+        return cls(epoch, order, None if weights is None else weights.index_select(0, picks), world_size)
 
     @property
     def shard_size(self) -> int:

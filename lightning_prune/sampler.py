@@ -97,10 +97,11 @@ class PlanBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         ids, size = self.sampler.shard(), self.batch_size
         end = min(len(self) * size, len(ids))
-        for start in range(self.skip * size, end, size * _BATCHES_PER_CHUNK):
-            chunk = ids[start : min(start + size * _BATCHES_PER_CHUNK, end)].tolist()
-            for i in range(0, len(chunk), size):
-                yield chunk[i : i + size]
+        whole = end - end % size
+        for start in range(self.skip * size, whole, size * _BATCHES_PER_CHUNK):
+            yield from ids[start : min(start + size * _BATCHES_PER_CHUNK, whole)].view(-1, size).tolist()
+        if self.skip * size < end and whole < end:
+            yield ids[whole:end].tolist()
 
 
 class RecordingBatchSampler(Sampler[list[int]]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune.plan import EpochPlan, Selection, scheduler_calls
+from lightning_prune.plan import EpochPlan, Selection, random_submask, scheduler_calls
 from lightning_prune.sampler import PlanBatchSampler, PlanSampler
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 5), st.integers(0, 3), st.booleans())
@@ -89,3 +91,32 @@ def test_scheduler_calls_add_up(kept, full):
 def test_selection_weights_are_float32(weights):
     selection = Selection(torch.tensor([1, 0]), weights)
     assert selection.weights is None or selection.weights.dtype == torch.float32
+
+
+def test_every_submask_of_a_size_is_equally_likely():
+    """The coins alone miss the size four times in five, so this sees the correction in both directions."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([True, False, True, True, True, False, True, True])
+    draws, subsets = 20_000, 20  # 3 of 6
+    counts = Counter(tuple(random_submask(mask, 3, generator).nonzero().flatten().tolist()) for _ in range(draws))
+    assert len(counts) == subsets
+    assert all(set(ids) <= {0, 2, 3, 4, 6, 7} and len(ids) == 3 for ids in counts)
+    expected = draws / subsets
+    spread = (expected * (1 - 1 / subsets)) ** 0.5
+    assert max(abs(count - expected) for count in counts.values()) <= 5 * spread
+
+
+@pytest.mark.parametrize("num", [1, 1000])
+def test_a_submask_may_be_empty_or_all(num):
+    mask = torch.ones(num, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    assert not random_submask(mask, 0, generator).any()
+    assert random_submask(mask, num, generator).all()
+    assert not random_submask(~mask, 0, generator).any()
+
+
+def test_orders_of_ids_beyond_int32_are_exact():
+    ids = torch.tensor([0, 2**31 - 1, 2**31, 2**40 + 1])
+    order = EpochPlan.make(Selection(ids), epoch=0, seed=0).order
+    assert sorted(order.tolist()) == ids.tolist()
+    assert EpochPlan.make(Selection(ids[:2]), epoch=0, seed=0).order.dtype == torch.int32

@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
 from lightning_prune.methods._shared import below, finite_mean
-from lightning_prune.plan import Selection, ids_of
-from lightning_prune.rng import permutation, resolve_generator
+from lightning_prune.plan import Selection, ids_of, random_submask
+from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
     from lightning_prune.registry import ScoreRegistry
@@ -59,16 +59,13 @@ def infobatch(
     generator = resolve_generator(generator)
     keep_ratio = 1 - prune_ratio
     low = below(scores, finite_mean(scores))
-    low_ids = ids_of(low)
     if mode == "exact":
-        expected = keep_ratio * len(low_ids)
-        count = int(expected + torch.rand((), generator=generator, dtype=torch.float64).item())
-        drawn = permutation(len(low_ids), generator)[count:]
-        dropped = low_ids.index_select(0, drawn.to(low_ids.device))
+        num_low = int(low.count_nonzero())
+        count = int(keep_ratio * num_low + torch.rand((), generator=generator, dtype=torch.float64).item())
+        dropped = random_submask(low, num_low - count, generator)
     else:
-        coins = torch.rand(len(low_ids), generator=generator).to(low_ids.device)
-        dropped = low_ids[coins >= keep_ratio]
-    indices = ids_of(torch.ones_like(low).index_fill_(0, dropped, False))
+        dropped = low & (torch.rand(len(low), generator=generator) >= keep_ratio).to(low.device)
+    indices = ids_of(~dropped)
     weight_if_low = torch.tensor([1.0, 1 / keep_ratio], device=scores.device)
     return Selection(indices, weight_if_low.index_select(0, low.index_select(0, indices).int()))
 
