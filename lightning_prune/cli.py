@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
@@ -16,7 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import lightning_prune
 from lightning_prune.scoring.trainer import ScoringTrainer
 
+_PACKAGE = Path(__file__).parent
 _NOISE = (
+    "a class path (str)",
+    "a dict with class_path entry",
+    "a dict without class_path",
+    "a dict with parameters accepted by",
     "Not a valid subclass",
     "<class 'NoneType'>",
     "<class 'list'>",
@@ -47,8 +54,13 @@ def readable(message: str) -> str:
     body = re.split(r"\n *Given value", rest)[0]
     problems = [problem.strip() for problem in re.split(r"(?m)^ *- ", body) if problem.strip()]
     told = [problem for problem in problems if not any(noise in problem.splitlines()[0] for noise in _NOISE)]
-    key = next((line for line in head.splitlines() if line.strip()), "")
-    lines = [key, *("  " + re.sub(r"(?m)^ +", "      ", problem) for problem in told or problems)]
+    told = list(dict.fromkeys(told))  # a union of types tells the same several times
+    key = next(
+        (line for line in head.splitlines() if line.strip() and "Union subtypes" not in line), "The configuration"
+    )
+    if not told:
+        told = ["Expected a class path, or a dict with `class_path` and `init_args`"]
+    lines = [key, *("  " + re.sub(r"(?m)^ +", "      ", problem) for problem in told)]
     if any("import path" in problem for problem in told):
         methods = [name for name in lightning_prune.__all__ if _is_method(name)]
         lines.append(f"  No class of that name is known. Pruning methods: {', '.join(methods)}.")
@@ -109,6 +121,22 @@ class PruneCLI(LightningCLI):
             self.parser.error(_plain_cause(error))
 
 
+def _refusal(error: BaseException) -> str | None:
+    """Return the message of an error that this package raised on purpose, or None where a traceback helps more.
+
+    That is where the user's own code raised it, or called us from ``training_step``.
+    """
+    frames = [
+        (Path(frame.f_code.co_filename), frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    told = str(error).startswith("Expected ") or isinstance(error, OSError | NotImplementedError)
+    if not told or any(name == "training_step" for _, name in frames):
+        return None
+    while frames and not frames[-1][0].is_relative_to(_PACKAGE) and "site-packages" in frames[-1][0].parts:
+        frames.pop()  # for example NumPy, which did not find our file
+    return str(error) if frames and frames[-1][0].is_relative_to(_PACKAGE) else None
+
+
 def _plain_cause(error: BaseException) -> str:
     """Return our own message if it is in the chain of causes: jsonargparse wraps it in a dump of types."""
     chain: list[str] = []
@@ -141,6 +169,11 @@ def main(args: Sequence[str] | None = None) -> None:
         reason = str(error).split(". ")[0]
         sys.stderr.write(f"error: Expected `ckpt_path` to be a checkpoint, but it cannot be read: {reason}.\n")
         raise SystemExit(2) from error
+    except Exception as error:
+        if (message := _refusal(error)) is None:
+            raise
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

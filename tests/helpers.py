@@ -86,6 +86,23 @@ class Model(WeightedLossMixin, PlainModel):
         return self.weighted_loss(losses, **self.outputs)
 
 
+class ModelWithData(Model):
+    """For configurations: brings its loaders."""
+
+    def train_dataloader(self) -> DataLoader:
+        return make_loader()
+
+    def val_dataloader(self) -> DataLoader:
+        return make_loader(8)
+
+
+class ScalarModel(ModelWithData):
+    """Makes the usual mistake."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.weighted_loss(self.losses(batch).mean())
+
+
 class Keep(PruningCallback):
     """Keeps the given share of the samples, the ones with the highest losses, epoch by epoch."""
 

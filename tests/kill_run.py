@@ -1,11 +1,10 @@
-"""A training run that a test may kill at any moment: ``python -m tests.kill_run FOLDER NAME EPOCHS``.
+"""A training run that a test may kill at any moment.
 
 It resumes from the newest checkpoint in FOLDER, if there is one, and writes what it ended with to ``result.pt``.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -13,8 +12,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prune import InfoBatch, RePB, SeTa
-from lightning_prune.scoring import ScoreRecorder, StaticPruning
+from lightning_prune.scoring import ScoreRecorder
+from tests import contract
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
 TRACKERS = ["AUM", "EL2N", "Forgetting", "TDDS", "DUAL"]
@@ -24,15 +23,10 @@ def callbacks_of(name: str, folder: Path) -> list[L.Callback]:
     """Return the callbacks under test."""
     if name == "recorder":
         return [ScoreRecorder(TRACKERS, folder / "scores")]
-    return {
-        "infobatch": lambda: [InfoBatch(seed=1)],
-        "repb": lambda: [RePB(seed=1)],
-        "seta": lambda: [SeTa(seed=1, window_scale=0.6)],
-        "static": lambda: [StaticPruning(torch.arange(40.0), 0.4)],
-    }[name]()
+    return [contract.make(name)]
 
 
-NAMES = ("infobatch", "repb", "seta", "static", "recorder")
+NAMES = (*contract.METHODS, "recorder")
 
 
 def newest(folder: Path) -> Path | None:
@@ -48,6 +42,7 @@ def newest(folder: Path) -> Path | None:
 
 def run(folder: Path, name: str, epochs: int) -> None:
     """Train to the end, from where the last run in ``folder`` was killed."""
+    torch.set_num_threads(1)
     checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
     callbacks = callbacks_of(name, folder)
     trainer = make_trainer(*callbacks, checkpoint, max_epochs=epochs, enable_checkpointing=True)
@@ -63,12 +58,3 @@ def run(folder: Path, name: str, epochs: int) -> None:
     table = registry_of(trainer).to_dict()
     result = {"weights": model.state_dict(), "table": table, "scores": scores, "seen": model.seen}
     torch.save(result, folder / "result.pt")
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-
-
-if __name__ == "__main__":
-    main()
