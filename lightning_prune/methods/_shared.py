@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,25 @@ def count_nonfinite(scores: Tensor) -> int:
     if bool(scores.sum().isfinite()):  # the usual case, without a temporary
         return 0
     return len(scores) - int(scores.isfinite().count_nonzero())
+
+
+def infinite_where_nonfinite(scores: Tensor) -> Tensor:
+    """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
+    return torch.where(scores.isfinite(), scores, torch.inf) if count_nonfinite(scores) else scores
+
+
+def sort_rows(values: Tensor) -> Tensor:
+    """Sort along the last dimension, rising; on the CPU NumPy is several times as fast as torch, here and below."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values
+
+
+def kth_lowest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th lowest, from 1, of values ``(n,)`` without NaN; a 0-d tensor."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
+    return values.kthvalue(k).values
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:
