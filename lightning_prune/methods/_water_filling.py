@@ -27,7 +27,7 @@ def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
     """
     size = importance.shape[1]
     rising = sort_rows(importance)
-    sums = rising.cumsum(1, dtype=torch.float64) if len(rising) > 1 else rising.double().cumsum_(1)
+    sums = rising.to(torch.float64, copy=True).cumsum_(1)
     left, budget = size - budget[:, None], budget[:, None]
     first = torch.zeros_like(left, dtype=torch.int64)  # of those that get 1
     end = torch.full_like(first, size)
@@ -41,4 +41,4 @@ def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
     if len(rising) == 1 and int(first) > 0:
         rest = rising[:, : int(first)].sum(1, dtype=torch.float64, keepdim=True)  # in pairs, not one by one
     tau = torch.where((first > 0) & (rest > 0), (budget - (size - first)) / rest, torch.finfo(torch.float64).max)
-    return importance.double().mul_(tau).clamp_(max=1)
+    return importance.to(torch.float64, copy=True).mul_(tau).clamp_(max=1)
