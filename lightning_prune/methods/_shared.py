@@ -15,12 +15,17 @@ _CHUNK = 1 << 16
 """Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
 
 
+def double_sum(values: Tensor) -> Tensor:
+    """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor."""
+    return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(values, _CHUNK)]).sum()
+
+
 def finite_mean(scores: Tensor) -> Tensor:
     """Return the float64 mean of the finite scores, a 0-d tensor; NaN if there is none.
 
     In float32 the mean of equal values can lie above all of them, which would mark every sample as easy.
     """
-    total = torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(scores, _CHUNK)]).sum()
+    total = double_sum(scores)
     if bool(total.isfinite()):  # then so is every score: a float64 sum of float32 values does not overflow
         return total / len(scores)
     finite = scores.isfinite()
