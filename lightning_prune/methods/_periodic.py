@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio
 from lightning_prune.callback import PruningCallback
+from lightning_prune.methods._shared import count_nonfinite
 from lightning_prune.plan import Selection, num_keep
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ def moving_average(average: Tensor, values: Tensor, weight: float) -> Tensor:
         >>> moving_average(torch.tensor([2.0, nan, 3.0, nan]), torch.tensor([1.0, 1.0, nan, nan]), 0.25)
         tensor([1.7500, 1.0000, 3.0000,    nan])
     """
-    moved = torch.where(average.isnan(), values, (1 - weight) * average + weight * values)
-    return torch.where(values.isfinite(), moved, average)
+    moved = (1 - weight) * average + weight * values
+    if count_nonfinite(moved):
+        moved = torch.where(average.isnan(), values, moved)
+        moved = torch.where(values.isfinite(), moved, average)
+    return moved
 
 
 class PeriodicPruning(PruningCallback):
@@ -106,4 +110,4 @@ class PeriodicPruning(PruningCallback):
 
 def first_where_unknown(scores: Tensor, losses: Tensor) -> Tensor:
     """Return ``scores`` ``(n,)``, infinite where the last loss is missing or not finite: such samples stay."""
-    return torch.where(losses.isfinite(), scores, torch.inf)
+    return torch.where(losses.isfinite(), scores, torch.inf) if count_nonfinite(losses) else scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,17 @@ _CHUNK = 1 << 16
 """Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
 
 
+def double_sum(values: Tensor) -> Tensor:
+    """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor."""
+    return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(values, _CHUNK)]).sum()
+
+
 def finite_mean(scores: Tensor) -> Tensor:
     """Return the float64 mean of the finite scores, a 0-d tensor; NaN if there is none.
 
     In float32 the mean of equal values can lie above all of them, which would mark every sample as easy.
     """
-    total = torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(scores, _CHUNK)]).sum()
+    total = double_sum(scores)
     if bool(total.isfinite()):  # then so is every score: a float64 sum of float32 values does not overflow
         return total / len(scores)
     finite = scores.isfinite()
@@ -44,6 +50,25 @@ def count_nonfinite(scores: Tensor) -> int:
     if bool(scores.sum().isfinite()):  # the usual case, without a temporary
         return 0
     return len(scores) - int(scores.isfinite().count_nonzero())
+
+
+def infinite_where_nonfinite(scores: Tensor) -> Tensor:
+    """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
+    return torch.where(scores.isfinite(), scores, torch.inf) if count_nonfinite(scores) else scores
+
+
+def sort_rows(values: Tensor) -> Tensor:
+    """Sort along the last dimension, rising; on the CPU NumPy is several times as fast as torch, here and below."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values
+
+
+def kth_lowest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th lowest, from 1, of values ``(n,)`` without NaN; a 0-d tensor."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
+    return values.kthvalue(k).values
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:

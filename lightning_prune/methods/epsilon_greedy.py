@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown, moving_average
+from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
 from lightning_prune.plan import Selection, ids_of
 from lightning_prune.rng import permutation, resolve_generator
 
@@ -62,8 +63,8 @@ def _highest(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Return which ``(n,)`` are the ``k`` highest scores, non-finite ones before all others, ties at random."""
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    values = torch.where(scores.isfinite(), scores, torch.inf)
-    threshold = values.kthvalue(len(values) - k + 1).values
+    values = infinite_where_nonfinite(scores)
+    threshold = kth_lowest(values, len(values) - k + 1)
     above, ties = values > threshold, ids_of(values == threshold)
     missing = k - int(above.count_nonzero())
     if missing < len(ties):

@@ -53,11 +53,12 @@ def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
     check_int("num_keep", num_keep, low=1, high=len(importance))
     if count_nonfinite(importance):
         return _with_nonfinite(importance, num_keep)
-    if float(importance.min()) < 0:
-        raise ValueError(f"Expected `importance` >= 0, but got {float(importance.min())}.")
-    positive = importance > 0
-    num_positive = int(positive.count_nonzero())
+    lowest = float(importance.min())
+    if lowest < 0:
+        raise ValueError(f"Expected `importance` >= 0, but got {lowest}.")
+    num_positive = len(importance) if lowest > 0 else int((importance > 0).count_nonzero())
     if num_positive <= num_keep:
+        positive = importance > 0
         share = (num_keep - num_positive) / max(1, len(importance) - num_positive)
         return positive.double().masked_fill_(~positive, share)
     budget = torch.tensor([num_keep], dtype=torch.float64, device=importance.device)
@@ -113,7 +114,8 @@ def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = 
     passed = sums.add_(offset).floor_()
     drawn = passed > 0
     torch.gt(passed[1:], passed[:-1], out=drawn[1:])
-    return ids_of(keep.index_fill_(0, open_ids.index_select(0, order[drawn]), True))
+    drawn_ids = open_ids.index_select(0, order.index_select(0, ids_of(drawn)))
+    return ids_of(keep.index_fill_(0, drawn_ids, True))
 
 
 class ImportanceSampling(PruningCallback):

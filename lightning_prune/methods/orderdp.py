@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
+from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
 from lightning_prune.plan import Selection, ids_of, num_keep
 from lightning_prune.rng import permutation, resolve_generator
 
@@ -49,9 +50,8 @@ def orderdp(
     check_int("explore_size", explore_size, low=1, high=len(scores))
     check_int("exploit_size", exploit_size, low=1, high=explore_size)
     candidates = permutation(len(scores), resolve_generator(generator))[:explore_size].to(scores.device)
-    values = scores.index_select(0, candidates)
-    values = torch.where(values.isfinite(), values, torch.inf)
-    threshold = values.kthvalue(explore_size - exploit_size + 1).values
+    values = infinite_where_nonfinite(scores.index_select(0, candidates))
+    threshold = kth_lowest(values, explore_size - exploit_size + 1)
     above, ties = values > threshold, ids_of(values == threshold)
     # the candidates are in random order, so the first of the tied ones are a uniform draw
     above[ties[: exploit_size - int(above.count_nonzero())]] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._shared import count_nonfinite, output_grad_norm
+from lightning_prune.methods._water_filling import water_fill
+from lightning_prune.methods._windows import Judge, judge_windows, window_runs
 from lightning_prune.plan import Selection, ids_of
 from lightning_prune.rng import resolve_generator
 
@@ -114,16 +117,32 @@ def below_window_mean(scores: Tensor, window_ids: Tensor) -> Tensor:
     """
     check_scores("scores", scores)
     _check_windows(scores, window_ids)
-    # on the CPU: sums in a fixed order, so that ranks on different GPUs decide alike
-    values, windows = scores.double().cpu(), window_ids.cpu()
-    if count_nonfinite(values):
-        finite = ids_of(values.isfinite())
-        low = torch.zeros(len(values), dtype=torch.bool)
-        if len(finite):
-            low[finite] = below_window_mean(values[finite], windows[finite])
-        return low.to(scores.device)
-    means = torch.bincount(windows, weights=values) / torch.bincount(windows)
-    return (values < means.index_select(0, windows)).to(scores.device)
+    return _in_windows(scores, window_ids, _low, torch.bool)
+
+
+def _in_windows(scores: Tensor, window_ids: Tensor, judge: Judge, dtype: torch.dtype) -> Tensor:
+    """Return what a rule says of scores in windows of any order ``(m,)``, on the device of ``scores``."""
+    order, lengths = window_runs(window_ids.cpu())
+    if order is None:
+        return judge_windows(scores.cpu(), lengths, judge, dtype).to(scores.device)
+    judged = judge_windows(scores.cpu().index_select(0, order), lengths, judge, dtype)
+    return torch.empty_like(judged).scatter_(0, order, judged).to(scores.device)
+
+
+def _valid(rows: Tensor, inside: Tensor | None) -> Tensor | None:
+    """Return which elements ``(v, l)`` count: those that are finite and no padding; None: all."""
+    if not count_nonfinite(rows.view(-1)):
+        return inside
+    return rows.isfinite() if inside is None else rows.isfinite().logical_and_(inside)
+
+
+def _low(rows: Tensor, inside: Tensor | None) -> Tensor:
+    """Return where scores ``(v, l)`` lie below the float64 mean of their row; non-finite ones never do."""
+    valid, values = _valid(rows, inside), rows.double()
+    if valid is None:
+        return values < values.mean(1, keepdim=True)
+    values = torch.where(valid, values, 0)
+    return (values < values.sum(1, keepdim=True) / valid.sum(1, keepdim=True)).logical_and_(valid)
 
 
 def _check_windows(scores: Tensor, window_ids: Tensor) -> None:
@@ -148,26 +167,27 @@ def window_inclusion(scores: Tensor, window_ids: Tensor, prune_ratio: float) -> 
         >>> window_inclusion(torch.tensor([0.0, 0.0, 0.0, 8.0]), torch.zeros(4, dtype=torch.int64), 0.5)
         tensor([0.5000, 0.5000, 0.5000, 1.0000])
     """
-    low = below_window_mean(scores, window_ids).cpu()
-    windows, finite = window_ids.cpu(), scores.isfinite().cpu()
-    num = int(windows.max()) + 1
+    check_scores("scores", scores)
+    _check_windows(scores, window_ids)
+    return _in_windows(scores, window_ids, partial(_chances, prune_ratio), torch.float32)
 
-    def total(values: Tensor) -> Tensor:
-        return torch.bincount(windows, weights=values.double(), minlength=num)
 
-    importance = torch.where(finite, scores.cpu().double(), 0).clamp_(min=0)
+def _chances(prune_ratio: float, rows: Tensor, inside: Tensor | None) -> Tensor:
+    """Return :func:`window_inclusion` of rows ``(v, l)``."""
+    low, valid = _low(rows, inside), _valid(rows, inside)
+    importance = rows.clamp(min=0)
+    total = torch.tensor(rows.shape[1]) if valid is None else valid.sum(1)
+    if valid is not None:
+        importance = importance.where(valid, 0)
+    means = importance.sum(1, dtype=torch.float64) / total
     # a little for those at zero, so that they share what the others leave
-    means = (total(importance) / total(finite).clamp_(min=1)).index_select(0, windows)
-    importance = torch.where(means > 0, torch.maximum(importance, 1e-6 * means), 1.0)
-    left = total(finite) - prune_ratio * total(low)  # expected number still to be given out
-    full = ~finite
-    chance = full.double()
-    while True:  # each round settles the samples that stay for sure; no more than a few are needed
-        scale = (left - total(full & finite)) / total(torch.where(full, 0, importance))
-        chance = torch.where(full, 1.0, importance * scale.index_select(0, windows))
-        if not bool((chance > 1 + 1e-12).any()):
-            return chance.clamp_(max=1).float().to(scores.device)
-        full |= chance >= 1
+    least = torch.where(means > 0, 1e-6 * means, 1)[:, None]
+    if bool((importance.amin(1, keepdim=True) < least).any()):
+        importance = torch.maximum(importance.double(), least)
+    if valid is not None:
+        importance = importance.where(valid, 0)
+    chances = water_fill(importance, total - prune_ratio * low.sum(1).double())
+    return chances if valid is None else chances.where(valid, 1)
 
 
 class RePB(PruningCallback):
@@ -270,21 +290,33 @@ class RePB(PruningCallback):
         selection = registry.selection
         if selection is None or len(record.indices) == 0:
             return
-        scores = (
-            record.extra["grad_norm"] if self.score == "grad_norm" else registry.scores.index_select(0, record.indices)
-        )
-        windows = record.steps
-        if self.window_batches > 1:
-            windows = windows.div(self.window_batches, rounding_mode="floor")
-        low = below_window_mean(scores, windows)
+        scores, lengths = self._scores(registry, record).cpu(), self._lengths(record)
+        low = judge_windows(scores, lengths, _low, torch.bool)
         ratio = self._ratio(registry.num_samples, len(selection), int(low.count_nonzero()))
         chance = registry.column(_CHANCE).fill_(1 - ratio)
         chance.index_fill_(0, selection.indices.to(chance.device), 1.0)
         if self.rule == "importance":
-            chance.scatter_(0, record.indices, window_inclusion(scores, windows, ratio))
+            chances = judge_windows(scores, lengths, partial(_chances, ratio), torch.float32)
+            chance.scatter_(0, record.indices, chances.to(chance.device))
         else:
-            chance.index_fill_(0, record.indices.index_select(0, ids_of(low)), 1 - ratio)
+            chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
         registry.state[_RATIO].fill_(ratio)
+
+    def _scores(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
+        """Return the scores ``(m,)`` of the recorded samples."""
+        if self.score == "grad_norm":
+            return record.extra["grad_norm"]
+        if registry.scores is registry.losses:
+            return record.losses
+        return registry.scores.index_select(0, record.indices)
+
+    def _lengths(self, record: EpochRecord) -> Tensor:
+        """Return how many recorded samples ``(w,)`` each window has; those without any do not count."""
+        size = record.step_size * self.window_batches
+        if record.recorded is not None:
+            return window_runs(record.steps.cpu().div(self.window_batches, rounding_mode="floor"))[1]
+        num_full, rest = divmod(len(record.losses), size)
+        return torch.tensor([size] * num_full + [rest] * (rest > 0))
 
     def _ratio(self, num_samples: int, num_trained: int, num_low: int) -> float:
         """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.

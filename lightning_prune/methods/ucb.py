@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_number, check_ratio, check_scores
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown, moving_average
+from lightning_prune.methods._shared import count_nonfinite
 from lightning_prune.methods.epsilon_greedy import epsilon_greedy
 from lightning_prune.plan import Selection
 
@@ -55,9 +56,10 @@ def ucb_update(mean: Tensor, var: Tensor, losses: Tensor, smoothing: float) -> t
                 f"Expected `{name}` to have the shape of `losses`, {tuple(losses.shape)}, but got "
                 f"{tuple(values.shape)}."
             )
-    moved = (1 - smoothing) * var + smoothing * (losses - mean).square()
-    moved = torch.where(mean.isnan(), 0, moved)
-    return moving_average(mean, losses, smoothing), torch.where(losses.isfinite(), moved, var)
+    moved = (1 - smoothing) * var + smoothing * (losses - mean).square_()
+    if count_nonfinite(moved):
+        moved = torch.where(losses.isfinite(), torch.where(mean.isnan(), 0, moved), var)
+    return moving_average(mean, losses, smoothing), moved
 
 
 class UCB(PeriodicPruning):

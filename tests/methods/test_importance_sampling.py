@@ -27,11 +27,16 @@ positive = st.floats(2**-20, 2**20, width=32)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(positive | st.just(0.0), min_size=1, max_size=20), st.data())
-def test_inclusion_against_the_loop(values, data):
+@given(
+    st.lists(positive | st.just(0.0), min_size=1, max_size=20),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.data(),
+)
+def test_inclusion_against_the_loop(values, dtype, data):
     k = data.draw(st.integers(1, len(values)))
-    importance = torch.tensor(values)
+    importance = torch.tensor(values, dtype=dtype)
     inclusion = importance_inclusion(importance, k)
+    assert importance.tolist() == values
     assert inclusion.dtype == torch.float64
     assert inclusion.tolist() == pytest.approx(reference.inclusion(importance.tolist(), k), abs=1e-12)
     assert math.fsum(inclusion.tolist()) == pytest.approx(k, abs=1e-9)

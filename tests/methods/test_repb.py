@@ -170,6 +170,18 @@ def test_max_weight():
     assert max(float(weights.max()) for weights in simulation.weights[1:]) == 3.0
 
 
+levels = st.floats(-1, 100, width=32) | st.sampled_from([math.nan, math.inf, 0.0, 1.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(levels, st.integers(0, 3)), min_size=1, max_size=30), st.sampled_from([0.0, 0.4, 0.95]))
+def test_importance_chances_against_the_loop(pairs, ratio):
+    scores, windows = (list(column) for column in zip(*pairs, strict=True))
+    chances = window_inclusion(torch.tensor(scores), torch.tensor(windows), ratio).double()
+    expected = torch.tensor(reference.chances(scores, windows, ratio), dtype=torch.float64).float().double()
+    assert float((chances - expected).abs().max()) <= 1e-12
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-1, 100, width=32) | st.just(math.nan), st.integers(0, 2)), min_size=1, max_size=20),
