@@ -28,6 +28,7 @@ from lightning_prune.scoring.selectors import rank_scores, select_middle, select
 from lightning_prune.scoring.small_loss import SmallLoss
 from lightning_prune.scoring.ssp import spherical_kmeans, ssp_score
 from lightning_prune.scoring.static_pruning import StaticPruning
+from lightning_prune.scoring.summary import summarize
 from lightning_prune.scoring.tdds import TDDS, tdds
 from lightning_prune.scoring.tracker import Tracker
 
@@ -70,5 +71,6 @@ __all__ = [
     "select_top",
     "spherical_kmeans",
     "ssp_score",
+    "summarize",
     "tdds",
 ]

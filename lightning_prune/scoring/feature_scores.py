@@ -81,7 +81,7 @@ _RULES: dict[str, tuple[_Rule, tuple[str, ...]]] = {
         _chosen(lambda s, k, g, p: glister(s.logits, s.features, s.targets, k, **p)),
         ("learning_rate", "rounds", "step"),
     ),
-    "Herding": (_chosen(lambda s, k, g, p: herding(s.features, k, **p)), ()),
+    "Herding": (_chosen(lambda s, k, g, p: herding(s.features, k, **p)), ("farthest",)),
     "KCenter": (_chosen(lambda s, k, g, p: kcenter(s.features, k, generator=g, **p)), ("first",)),
     "Moderate": (_moderate, ("center",)),
     "Prune4ReL": (_chosen(lambda s, k, g, p: prune4rel(s.probs, s.features, k, **p)), ("threshold", "temperature")),

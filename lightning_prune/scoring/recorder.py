@@ -84,6 +84,7 @@ class ScoreRecorder(Callback):
         self._buffer: list[dict[str, Tensor]] = []
         self._registry: ScoreRegistry | None = None
         self._world_size = 1
+        self._failed: ValueError | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the registry, which knows which samples a batch has."""
@@ -192,12 +193,11 @@ class ScoreRecorder(Callback):
         if self.save_to is None or _is_dev_run(trainer):
             return
         self.paths = _name_files(Path(self.save_to), [type(tracker).__name__.lower() for tracker in self.trackers])
-        failed: list[ValueError] = []
         for tracker, path in zip(self.trackers, self.paths, strict=True):
             try:
                 scores = tracker.compute()
             except ValueError as error:
-                failed.append(error)
+                self._failed = self._failed or error
                 continue
             if missing := int(scores.isnan().sum()):
                 rank_zero_warn(
@@ -209,8 +209,12 @@ class ScoreRecorder(Callback):
                 method, keep, parameters = type(tracker).__name__, tracker.keep, tracker.parameters
                 save_scores(path, scores, method=method, keep=keep, parameters=parameters, columns=columns)
         trainer.strategy.barrier()
-        if failed:
-            raise failed[0]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complain of a tracker without a score, now that everyone has written what there is to write."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
     @property
     def state_key(self) -> str:

@@ -53,7 +53,7 @@ class TDDS(Tracker):
         num_epochs: Epochs T, from the first, that are scored. None: all. The paper tunes T with the prune ratio: on
             CIFAR-10 70, 90, 80, 30, 10 for 30, 50, 70, 80, 90 % (the last with K = 5).
         precision: How the previous epoch's log-probabilities are stored. ``"float16"``: 2 C bytes a sample, scores
-            within 0.2 %, ranks unchanged. ``"float32"``: 4 C bytes, equal to :func:`tdds` to 2e-6. ``"auto"``: float16,
+            within 0.5 %, ranks unchanged. ``"float32"``: 4 C bytes, equal to :func:`tdds` to 2e-6. ``"auto"``: float16,
             but float32 while the whole table is below 32 KiB.
 
     Raises:

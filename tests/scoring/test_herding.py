@@ -6,12 +6,12 @@ import torch
 from lightning_prune.scoring import herding
 
 
-def reference_herding(points, k):
+def reference_herding(points, k, sign=1):
     points, order = points.double(), []
     mean = points.mean(0)
     for t in range(1, k + 1):
         target = t * mean - sum((points[j] for j in order), torch.zeros_like(mean))
-        gaps = [float("inf") if j in order else float((target - x).norm()) for j, x in enumerate(points)]
+        gaps = [float("inf") if j in order else sign * float((target - x).norm()) for j, x in enumerate(points)]
         order.append(min(range(len(points)), key=lambda j: (gaps[j], j)))
     return order
 
@@ -22,6 +22,10 @@ def test_golden(golden):
 
 def test_reference(golden):
     assert herding(golden["features"], 60).tolist() == reference_herding(golden["features"], 60)
+
+
+def test_farthest(golden):
+    assert herding(golden["features"], 60, farthest=True).tolist() == reference_herding(golden["features"], 60, -1)
 
 
 def test_mean_is_followed(golden):

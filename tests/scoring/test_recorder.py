@@ -142,9 +142,21 @@ def test_labels_are_in_the_file_of_any_score(tmp_path):
 def test_a_run_too_short_for_the_window(tmp_path):
     with pytest.raises(ValueError, match="`max_epochs` >= 10 for TDDS.*but got 5"):
         fit(ScoreRecorder("TDDS"))
-    with pytest.raises(ValueError, match="at least 4 recorded epochs for a score of TDDS.*in 2 epochs"):
-        fit(ScoreRecorder(["EL2N", TDDS(window=4)], tmp_path), max_steps=15, max_epochs=-1)
-    assert (tmp_path / "el2n.npz").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_nothing_is_lost_when_a_run_ended_too_early(tmp_path):
+    """The other scores and the checkpoint are written; from there a longer run has the score of a whole one."""
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1)
+    recorder = ScoreRecorder(["EL2N", TDDS(window=4)], tmp_path)
+    with pytest.raises(ValueError, match="at least 4 recorded epochs for a score of TDDS.*2 epochs. Train longer or"):
+        fit(recorder, callbacks=[checkpoint], enable_checkpointing=True, max_steps=15, max_epochs=-1)
+    assert load_scores(tmp_path / "el2n.npz").meta["method"] == "EL2N"
+    assert not (tmp_path / "tdds.npz").exists()
+    fit(recorder, max_steps=50, max_epochs=-1, ckpt_path=tmp_path / "step=15.ckpt")
+    whole = ScoreRecorder(["EL2N", TDDS(window=4)])
+    fit(whole)
+    assert torch.equal(load_scores(tmp_path / "tdds.npz").scores, whole.trackers[1].compute())
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):

@@ -102,6 +102,19 @@ def test_recording_resumes_from_a_checkpoint(config):
     assert torch.equal(load_scores("resumed.npz").scores, load_scores("whole.npz").scores)
 
 
+def test_fit_on_what_was_scored(config):
+    """Both callbacks are known by their short names."""
+    score(config, "--method=CRAIG", "--prune_ratio=0.5", "--save_to=craig.npz")
+    content = yaml.safe_load(Path(config).read_text())
+    recorder = {"class_path": "ScoreRecorder", "init_args": {"tracker": "SmallLoss", "save_to": "small.npz"}}
+    pruning = {"class_path": "StaticPruning", "init_args": {"scores": "craig.npz", "prune_ratio": 0.5}}
+    content["trainer"]["callbacks"] = [recorder, pruning]
+    Path("fit.yaml").write_text(yaml.safe_dump(content))
+    main(["fit", "--config", "fit.yaml"])
+    seen = ~load_scores("small.npz", allow_missing=True).scores.isnan()
+    assert torch.equal(seen, load_scores("craig.npz").scores > 0)
+
+
 def test_method_arguments_in_the_file(config):
     content = yaml.safe_load(Path(config).read_text())
     content |= {"method": "Prune4ReL", "method_args": {"threshold": 0.8}, "save_to": "a.npz"}

@@ -71,13 +71,13 @@ def test_streaming_equals_the_formula(window, more, decay, seed):
 
 
 def test_half_precision_keeps_the_ranks():
-    """The published tolerance: within 0.2 % of the scores, so nearly the same top half."""
+    """Within 0.5 % of the scores, so nearly the same top half."""
     logits = random_logits(1, 2000, 100, seed=0) + torch.cumsum(random_logits(20, 2000, 100, seed=1, scale=0.5), 0)
     exact = stream(TDDS(2000, window=10, precision="float32"), logits)
     half = stream(TDDS(2000, window=10), logits)  # a large table: "auto" is half precision
     assert half.state["log_probs"].dtype == torch.float16
     a, b = exact.compute(), half.compute()
-    assert ((a - b).abs() / a).max() < 1e-2
+    assert ((a - b).abs() / a).max() < 5e-3
     top = [set(scores.argsort()[1000:].tolist()) for scores in (a, b)]
     assert len(top[0] & top[1]) >= 990
 

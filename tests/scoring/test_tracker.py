@@ -210,21 +210,22 @@ def test_low_precision_inputs_are_scored_in_float32(make):
     assert torch.corrcoef(torch.stack([scores[finite], expected[finite]]))[0, 1] > 0.9
 
 
-BYTES = {
-    "TDDS": 2 * C + 4 * 4 + 4,
-    "TDDS-float32": 4 * C + 4 * 4 + 4,
-    "Forgetting": 3,
-    "EL2N": 6,
-    "GraNd": 6,
-    "AUM": 6,
-    "AUM-logit": 6,
-    "Entropy": 4,
-    "LeastConfidence": 4,
-    "Margin": 4,
-    "SmallLoss": 4,
-    "DynUnc": 4 * 5 + 4,
-    "DynUnc-drop": 4 * 5 + 6,
-    "DUAL": 4 * 5 + 8,
+J = K = 5
+BYTES = {  # by tracker: what the state takes, and the most that it may
+    "TDDS": (2 * C + 4 * (K - 2) + 4, 2 * C + 4 * (K - 1) + 4),
+    "TDDS-float32": (4 * C + 4 * (K - 2) + 4, 4 * C + 4 * (K - 1) + 4),
+    "Forgetting": (3, 3),
+    "EL2N": (6, 6),
+    "GraNd": (6, 6),
+    "AUM": (4, 4),
+    "AUM-logit": (4, 4),
+    "Entropy": (4, 4),
+    "LeastConfidence": (4, 4),
+    "Margin": (4, 4),
+    "SmallLoss": (4, 4),
+    "DynUnc": (4 * (J - 1) + 4 + 2, 4 * J + 4),
+    "DynUnc-drop": (4 * (J - 1) + 8 + 2, 4 * J + 8),
+    "DUAL": (4 * (J - 1) + 8 + 2, 4 * J + 8),
 }
 
 
@@ -241,10 +242,13 @@ def test_bytes_per_sample(name):
             targets=torch.randint(C, (n,), generator=generator),
             features=torch.randn(n, D, generator=generator),
         )
+        during = tracker.state_dict()
         tracker.end_epoch()
+    exact, most = BYTES[name]
     state = tracker.state_dict()
-    tensors = [*state["state"].values(), *([] if state["seen"] is None else [state["seen"]])]
-    assert sum(t.numel() * t.element_size() for t in tensors) <= BYTES[name] * n
+    assert sum(values.numel() * values.element_size() for values in state["state"].values()) == exact * n <= most * n
+    assert state["seen"] is None
+    assert during["seen"].element_size() == 1  # who was visited: only during an epoch
 
 
 @trackers
