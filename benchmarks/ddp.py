@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.epoch_end import BATCH_SIZE, exponential_losses, make_method, record_epoch, start_run
+from benchmarks.epoch_end import exponential_losses, make_method, record_epoch, start_run
 from benchmarks.measure import ROOT, Row, cpu_seconds, environment, one_thread
 
 WORLD_SIZE, STEPS = 2, 200

@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
 
 @dataclass
 class Timings:
-    """Of each round: CPU seconds per sample of plain sampling, and of a method after a full and after a pruned epoch."""
+    """CPU seconds per sample, round by round: of plain sampling, and of a method after a full and a pruned epoch."""
 
     plain: list[float] = field(default_factory=list)
     logic: list[tuple[float, float]] = field(default_factory=list)

@@ -7,7 +7,6 @@ import sys
 
 from benchmarks.measure import ROOT, Row, environment
 
-
 SCRIPT = """
 import time, lightning
 start = time.process_time()

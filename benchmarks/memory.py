@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.epoch_end import draw, exponential_losses, make_method, plan_next, record_epoch, start_run
+from benchmarks.epoch_end import draw, exponential_losses, make_method, plain, plan_next, record_epoch, start_run
 from benchmarks.measure import Row, cpu_seconds, fresh_process, one_thread
 from lightning_prune import ScoreRegistry
 
@@ -32,7 +32,7 @@ def tensor_bytes() -> int:
     """Return the bytes of all tensors that are alive, each storage counted once."""
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        if issubclass(type(thing), torch.Tensor):  # isinstance would touch what lazy modules deprecate
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -64,7 +64,8 @@ def end_of_epoch(n: int) -> dict[str, Any]:
     reset_peak()
     figures["seconds"] = cpu_seconds(lambda: plan_next(registry))
     figures["seconds_draw"] = cpu_seconds(lambda: draw(registry))
-    figures["peak_full"] = (resident(peak=True) - start) / n
+    process = resident(peak=True)
+    figures["peak_full"] = (process - start) / n
     gc.collect()
     figures["state"] = (tensor_bytes() - before) / n
     record_epoch(registry, exponential_losses(n))
@@ -74,7 +75,7 @@ def end_of_epoch(n: int) -> dict[str, Any]:
     plan_next(registry)
     draw(registry)
     figures["peak"] = (resident(peak=True) - start) / n
-    figures["process"] = resident(peak=True)
+    figures["process"] = max(process, resident(peak=True))
     if n <= 20_000_000:
         record_epoch(registry, exponential_losses(n))
         figures["checkpoint_open"] = checkpoint_bytes(registry) / n
@@ -85,6 +86,36 @@ def end_of_epoch(n: int) -> dict[str, Any]:
         record_epoch(full, exponential_losses(n))
         figures["checkpoint_open_full"] = checkpoint_bytes(full) / n
     return figures
+
+
+def available_bytes() -> int:
+    """Return the memory that the system says it can give."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+
+
+def huge(*, n: int = 100_000_000) -> list[Row]:
+    """Return what InfoBatch takes at 100 million samples, one round in a process of its own, and plain sampling."""
+    needed = 80 * n
+    if available_bytes() < needed:
+        return [Row("InfoBatch: end of epoch", n, [], why_not=f"needs {needed / 2**30:.0f} GiB of free memory")]
+    figures = fresh_process("benchmarks.memory", n)
+    seconds = figures["seconds"] + figures["seconds_draw"]
+    base = cpu_seconds(lambda: plain(n))
+    what = "InfoBatch: end of epoch and the next one's batches"
+    return [
+        Row(what, n, [seconds], unit="s"),
+        Row(f"{what} / plain sampling", n, [seconds / base], 0.5, 0.3),
+        Row("InfoBatch: memory of the whole process at its peak", n, [figures["process"] / 2**30], 16, unit="GiB"),
+        Row(
+            "InfoBatch: peak of the end of an epoch",
+            n,
+            [max(figures["peak"], figures["peak_full"])],
+            16,
+            10,
+            unit="B/sample",
+        ),
+    ]
 
 
 def measure(*, n: int = 10_000_000, rounds: int = 3) -> list[Row]:

@@ -1,7 +1,8 @@
-"""What recording and weighting add to a training step of a tiny MLP, in one fit: each step's variant is drawn at random.
+"""What recording and weighting add to a training step of a tiny MLP: one fit, each step's variant drawn at random.
 
-"plain" runs without our callbacks; "common" is what pruning code usually does per step: a tensor of the batch's
-indices, a gather of its weights, a clone of its losses, a scatter into the scores.
+"plain" runs without our callbacks. "common" is what the published pruning code does: the dataset hands out an index
+with every sample, the step gathers the weights of the batch's indices, clones its losses and scatters them into the
+scores; here in one callback.
 """
 
 from __future__ import annotations
@@ -15,89 +16,106 @@ import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, quiet_trainer
-from lightning_prune import InfoBatch, ScoreRegistry, WeightedLossMixin
+from lightning_prune import InfoBatch, WeightedLossMixin
 
 BATCH_SIZE, NUM_BATCHES, BLOCK = 128, 500, 200
 VARIANTS = ("plain", "ours", "common")
 
 
+class Samples(Dataset[Any]):
+    """Random inputs and classes; the common pattern asks for the index, too."""
+
+    def __init__(self, num_samples: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(num_samples, 64, generator=generator)
+        self.y = torch.randint(10, (num_samples,), generator=generator)
+        self.indexed = False
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.x[index], self.y[index]
+        return (index, sample) if self.indexed else sample
+
+
 class MLP(WeightedLossMixin, L.LightningModule):
     """Takes the kind of step that was drawn for it."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, conductor: Conductor) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         self.variant = "ours"
-        self.scores = torch.zeros(num_samples)
-        self.weights = torch.ones(num_samples)
-        self.batches: list[list[int]] = []
+        self.losses = self.weights = torch.empty(0)
+        self.conductor = conductor
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        x, y = batch
+        x, y = batch if self.variant != "common" else batch[1]
         if self.variant == "plain":
             return F.cross_entropy(self.net(x), y)
         losses = F.cross_entropy(self.net(x), y, reduction="none")
         if self.variant == "ours":
             return self.weighted_loss(losses)
-        indices = torch.tensor(self.batches[batch_idx])
-        weights = self.weights[indices]
-        self.scores[indices] = losses.detach().clone()
-        return (losses * weights).mean()
+        self.losses = losses
+        return (losses * self.weights).mean()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.conductor.next_step(self)  # Lightning calls this after the callbacks
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Common(L.Callback):
-    """Where such code would select at the end of an epoch; it has no hooks for steps."""
+    """The common pattern: gathers the batch's weights before the step, scatters its losses after it."""
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Select."""
+    def __init__(self, num_samples: int) -> None:
+        self.scores = torch.zeros(num_samples)
+        self.weights = torch.ones(num_samples)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.weights = self.weights[batch[0]]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.scores[batch[0]] = pl_module.losses.detach().clone()
 
 
 class Conductor(L.Callback):
-    """Draws each step's variant, leaves our callbacks out of the others, and times from one step's start to the next's."""
+    """Draws each step's variant, leaves our callbacks out of the others, times from one step's end to the next's."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
         self.draw = random.Random(0)
         self.times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         self.since: float | None = None
-        self.callbacks: list[L.Callback] = []
-        self.common = Common()
+        self.callbacks: dict[str, list[L.Callback]] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]
-        trainer.callbacks = self.callbacks
+        self.callbacks = {"plain": [self], "common": [self, Common(len(self.samples))], "ours": trainer.callbacks}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        registry = next(callback for callback in self.callbacks if isinstance(callback, ScoreRegistry))
-        pl_module.batches = list(registry._planned_loader.batch_sampler)
-        pl_module.variant, self.since = "ours", None
+        self.since = None
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def next_step(self, module: MLP) -> None:
         now = time.process_time()
         if self.since is not None:
-            self.times[self.timed].append(now - self.since)
-        self.since, self.timed = time.process_time(), pl_module.variant
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.variant = self.draw.choice(VARIANTS)
-        others = {"plain": [self], "ours": self.callbacks, "common": [self, self.common]}
-        trainer.callbacks = self.callbacks if trainer.is_last_batch else others[pl_module.variant]
+            self.times[module.variant].append(now - self.since)
+        module.variant = "ours" if module.trainer.is_last_batch else self.draw.choice(VARIANTS)
+        module.trainer.callbacks = self.callbacks[module.variant]  # type: ignore[attr-defined]
+        self.samples.indexed = module.variant == "common"
+        self.since = time.process_time()
 
 
 def measure(*, steps: int = 9000) -> list[Row]:
     """Return the rows; each figure is of the medians of a block of steps of each variant."""
-    generator = torch.Generator().manual_seed(0)
-    n = BATCH_SIZE * NUM_BATCHES
-    data = TensorDataset(torch.randn(n, 64, generator=generator), torch.randint(10, (n,), generator=generator))
-    conductor = Conductor()
+    samples = Samples(BATCH_SIZE * NUM_BATCHES)
+    conductor = Conductor(samples)
     # a run without end never anneals, and a ratio of 0 keeps every epoch, and so its steps, alike
     trainer = quiet_trainer(max_epochs=-1, max_steps=steps, callbacks=[conductor, InfoBatch(prune_ratio=0.0)])
-    trainer.fit(MLP(n), DataLoader(data, BATCH_SIZE, shuffle=True))
+    trainer.fit(MLP(conductor), DataLoader(samples, BATCH_SIZE, shuffle=True))
     skip = min(len(values) for values in conductor.times.values()) // 20
     times = {variant: values[skip:] for variant, values in conductor.times.items()}
     num = min(len(values) for values in times.values())
