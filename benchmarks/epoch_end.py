@@ -1,34 +1,71 @@
 """End-of-epoch logic and drawing the next epoch's batches, against a plain RandomSampler and BatchSampler.
 
-What is timed is what a run does between the last step of a full epoch and the last batch drawn for the next: scatter
-the recorded losses, count, update the method's state, select, check, shuffle, align the weights, and draw every batch
-as a list of ids.
+What is timed is what a run does between the last step of an epoch and the last batch drawn for the next: scatter the
+recorded losses, count, update the method's state, select, check, shuffle, align the weights, and draw every batch as a
+list of ids. "Logic" leaves out the drawing.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+import lightning_prune
 from benchmarks.measure import Row, cpu_seconds
-from lightning_prune import InfoBatch, OrderDP, PruningCallback, RePB, ScoreRegistry, SeTa
+from lightning_prune import PruningCallback, ScoreRegistry, WeightedLossMixin
 from lightning_prune._trainer import PlannedLoader
 from lightning_prune.sampler import PlanSampler
 
 BATCH_SIZE = 128
-UNPRUNED = "unpruned epoch"
-METHODS: dict[str, tuple[Callable[[], PruningCallback | None], float, float | None]] = {
-    # callback, must, aim at a million samples
-    "InfoBatch": (lambda: InfoBatch(), 0.35, 0.22),
-    "OrderDP": (lambda: OrderDP(), 0.45, None),
-    "RePB": (lambda: RePB(), 0.45, None),
-    "SeTa": (lambda: SeTa(), 0.45, None),
-    UNPRUNED: (lambda: None, 0.5, None),
+UNPRUNED = "no method"
+METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    # row: the callback and its arguments; a class that the package does not export has no row
+    "InfoBatch": ("InfoBatch", {}),
+    "SeTa": ("SeTa", {}),
+    "RePB": ("RePB", {}),
+    "RePB, importance": ("RePB", {"rule": "importance"}),
+    "OrderDP": ("OrderDP", {}),
+    "RandomPruning": ("RandomPruning", {}),
+    "RS2": ("RS2", {}),
+    "EpsilonGreedy": ("EpsilonGreedy", {"every_n_epochs": 1}),
+    "UCB": ("UCB", {"every_n_epochs": 1}),
+    "ImportanceSampling": ("ImportanceSampling", {}),
+    "AlignPrune on InfoBatch": ("AlignPrune", {"base": "InfoBatch", "window": 25}),
 }
+
+
+@dataclass
+class Timings:
+    """CPU seconds per sample, round by round: of plain sampling, and of a method after a full and a pruned epoch."""
+
+    plain: list[float] = field(default_factory=list)
+    logic: list[tuple[float, float]] = field(default_factory=list)
+    total: list[tuple[float, float]] = field(default_factory=list)
+
+    def ratios(self, figures: list[tuple[float, float]]) -> list[float]:
+        """Return the dearer of the two epochs' ends over plain sampling, round by round."""
+        return [max(pair) / plain for pair, plain in zip(figures, self.plain, strict=True)]
+
+
+def available() -> list[str]:
+    """Return the rows whose methods the package exports, and that of a run without a method."""
+    return [UNPRUNED, *(row for row, (name, _) in METHODS.items() if hasattr(lightning_prune, name))]
+
+
+def make_method(row: str) -> PruningCallback | None:
+    """Return the callback of a row; its first epoch is full, so that every sample has a loss."""
+    if row == UNPRUNED:
+        return None
+    name, arguments = METHODS[row]
+    if "base" in arguments:
+        arguments = arguments | {"base": getattr(lightning_prune, str(arguments["base"]))()}
+    method: PruningCallback = getattr(lightning_prune, name)(warmup_epochs=1, **arguments)
+    return method
 
 
 def drain(batches: Iterable[list[int]]) -> None:
@@ -46,65 +83,91 @@ def exponential_losses(n: int) -> torch.Tensor:
     return torch.empty(n).exponential_(generator=torch.Generator().manual_seed(0))
 
 
-def start_run(method: PruningCallback | None, n: int) -> ScoreRegistry:
+def start_run(
+    method: PruningCallback | None, n: int, *, rank: int = 0, world_size: int = 1, device: str = "cpu"
+) -> ScoreRegistry:
     """Return a registry as in a fit on ``n`` samples, before its first epoch."""
     registry = ScoreRegistry()
     registry._method = method
-    sampler = PlanSampler(n, shuffle=True, seed=0)
+    registry._module = WeightedLossMixin()  # type: ignore[assignment]
+    sampler = PlanSampler(n, shuffle=True, seed=0, rank=rank, world_size=world_size)
     registry._loader = PlannedLoader(DataLoader(range(n), BATCH_SIZE, shuffle=True), sampler)  # type: ignore[arg-type]
     registry.max_epochs = 100
     registry._full_batches = len(registry._loader.batch_sampler)
-    registry._reset(n, torch.device("cpu"))
+    registry._reset(n, torch.device(device))
+    if registry.has_column("align_losses"):
+        _fill_window(registry)
     return registry
 
 
-def run_epoch(registry: ScoreRegistry, losses: torch.Tensor) -> None:
-    """Plan an epoch and record the losses of its samples, as its steps would."""
-    running = registry._plan_epoch()
-    for name in range(len(running.log)):
-        running.log[name, :-1] = losses[running.plan.order]
+def _fill_window(registry: ScoreRegistry) -> None:
+    """Let AlignPrune be in force: a window of losses that fall, each with its own noise."""
+    ring, reference = registry.column("align_losses"), registry.state["align_reference"]
+    for slot in range(len(ring)):
+        torch.rand(ring.shape[1], out=ring[slot], generator=torch.Generator(ring.device).manual_seed(slot)).add_(
+            1 / (1 + slot)
+        )
+        reference[slot] = 1 / (1 + slot)
+    registry.state["align_epochs"].fill_(len(ring))
+
+
+def record_epoch(registry: ScoreRegistry, losses: torch.Tensor) -> None:
+    """Log the losses ``(n,)`` of the running epoch's samples, as its steps would."""
+    running = registry.running
+    running.log[:, :-1] = losses[running.plan.shard(running.plan.order, running.rank).long()].to(running.device)
     running.batches_done = len(running.batch_sampler)
 
 
-def next_epoch(registry: ScoreRegistry) -> None:
-    """Close the running epoch, plan the next, draw its batches."""
+def plan_next(registry: ScoreRegistry) -> None:
+    """Close the running epoch and plan the next."""
     registry._close_epoch()
-    drain(registry._plan_epoch().batch_sampler)  # type: ignore[arg-type]
+    registry._plan_epoch()
 
 
-def recorded(method: PruningCallback | None, losses: torch.Tensor) -> ScoreRegistry:
-    """Return a registry at the end of its first, full epoch."""
-    registry = start_run(method, len(losses))
-    run_epoch(registry, losses)
-    return registry
+def draw(registry: ScoreRegistry) -> None:
+    """Draw the batches of the planned epoch."""
+    drain(registry.running.batch_sampler)  # type: ignore[arg-type]
 
 
-def ratios(names: Iterable[str], n: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return each method's CPU time over that of plain sampling, and in ns per sample, of interleaved rounds."""
-    losses = exponential_losses(n)
-    shares: dict[str, list[float]] = {name: [] for name in names}
-    nanoseconds: dict[str, list[float]] = {name: [] for name in shares}
-    for i in range(rounds + 1):
-        base = cpu_seconds(lambda: plain(n))
-        for name in shares:
-            registry = recorded(METHODS[name][0](), losses)
-            seconds = cpu_seconds(lambda: next_epoch(registry))  # noqa: B023  (called at once)
-            if i > 0:  # the first round warms up
-                shares[name].append(seconds / base)
-                nanoseconds[name].append(seconds / n * 1e9)
-    return shares, nanoseconds
+def measure_round(rows: Iterable[str], losses: torch.Tensor, into: dict[str, Timings]) -> None:
+    """Measure each method once, beside plain sampling."""
+    n = len(losses)
+    for row in rows:
+        timings = into.setdefault(row, Timings())
+        timings.plain.append(cpu_seconds(lambda: plain(n)) / n)
+        registry = start_run(make_method(row), n)
+        registry._plan_epoch()
+        logic, total = [], []
+        for _ in ("after a full epoch", "after a pruned one"):
+            record_epoch(registry, losses)
+            logic.append(cpu_seconds(lambda: plan_next(registry)) / n)  # noqa: B023  (called at once)
+            total.append(logic[-1] + cpu_seconds(lambda: draw(registry)) / n)  # noqa: B023
+        timings.logic.append((logic[0], logic[1]))
+        timings.total.append((total[0], total[1]))
 
 
-def measure(*, rounds: int = 9, large_rounds: int = 5, n: int = 1_000_000) -> list[Row]:
+def run_rounds(rows: Iterable[str], n: int, rounds: int) -> dict[str, Timings]:
+    """Return the timings of interleaved rounds, after one to warm up."""
+    rows, losses = list(rows), exponential_losses(n)
+    measure_round(rows, losses, {})
+    timings: dict[str, Timings] = {}
+    for _ in range(rounds):
+        measure_round(rows, losses, timings)
+    return timings
+
+
+def measure(*, n: int = 1_000_000, rounds: int = 7, large_rounds: int = 5) -> list[Row]:
     """Return the rows at ``n`` and, for InfoBatch, at ``10 n``, and the growth between them."""
-    small, small_ns = ratios(METHODS, n, rounds)
-    rows = [
-        Row(f"{name}: end of epoch and next epoch's batches / plain sampling", n, small[name], must, aim)
-        for name, (_, must, aim) in METHODS.items()
-    ]
-    large, large_ns = ratios(["InfoBatch"], 10 * n, large_rounds)
-    rows.append(Row("InfoBatch: the same", 10 * n, large["InfoBatch"], 0.5, 0.3))
-    base = statistics.median(small_ns["InfoBatch"])
-    growth = [value / base for value in large_ns["InfoBatch"]]
-    rows.append(Row(f"InfoBatch: ns per sample / those at {n:,}", 10 * n, growth, 3.0, 1.7))
+    small, large = run_rounds(available(), n, rounds), run_rounds(["InfoBatch"], 10 * n, large_rounds)["InfoBatch"]
+    rows = []
+    for row, timings in small.items():
+        must, aim = {"InfoBatch": (0.35, 0.22), UNPRUNED: (0.5, 0.3)}.get(row, (0.45, None))
+        what = f"{row}: end of epoch and the next one's batches / plain sampling"
+        rows.append(Row(what, n, timings.ratios(timings.total), must, aim))
+    rows.append(Row("InfoBatch: the same", 10 * n, large.ratios(large.total), 0.5, 0.3))
+    base = statistics.median(max(pair) for pair in small["InfoBatch"].total)
+    rows.append(Row(f"InfoBatch: time per sample / at {n:,}", 10 * n, [max(t) / base for t in large.total], 3.0, 1.7))
+    for row, timings in small.items():
+        what = f"{row}: end of epoch without drawing / plain sampling"
+        rows.append(Row(what, n, timings.ratios(timings.logic), 0.3, 0.2))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
+import lightning.pytorch as L
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +37,7 @@ class Row:
         aim: The median that is aimed at.
         at_least: Whether larger is better.
         unit: Unit of the figures; none for a ratio.
+        why_not: Why there are no values, where there are none.
     """
 
     name: str
@@ -42,13 +47,16 @@ class Row:
     aim: float | None = None
     at_least: bool = False
     unit: str = ""
+    why_not: str = ""
 
     @property
     def median(self) -> float:
-        return statistics.median(self.values)
+        return statistics.median(self.values) if self.values else math.nan
 
     @property
     def verdict(self) -> str:
+        if not self.values:
+            return f"not run: {self.why_not}"
         if self.must is None:
             return "reported"
         sign = -1 if self.at_least else 1
@@ -63,8 +71,8 @@ class Row:
             self.name,
             f"{self.n:,}",
             str(len(self.values)),
-            f"{_figure(self.median)} {self.unit}".strip(),
-            f"{_figure(min(self.values))}..{_figure(max(self.values))}",
+            f"{_figure(self.median)} {self.unit}".strip() if self.values else "",
+            f"{_figure(min(self.values))}..{_figure(max(self.values))}" if self.values else "",
             *limits,
             self.verdict,
         ]
@@ -75,9 +83,7 @@ class Row:
             "name": self.name,
             "n": self.n,
             "rounds": len(self.values),
-            "median": self.median,
-            "min": min(self.values),
-            "max": max(self.values),
+            "median": self.median if self.values else None,
             "values": self.values,
             "unit": self.unit,
             "must": self.must,
@@ -93,13 +99,12 @@ def _figure(value: float) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
-    import lightning
-    import numpy as np
-
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {
         "cpu": model,
@@ -126,11 +131,27 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of the processes that we start."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def quiet_trainer(**arguments: Any) -> L.Trainer:
+    """Return a Trainer that runs the loop and nothing beside it."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**defaults | arguments)
+
+
 def fresh_process(module: str, *arguments: object) -> Any:
     """Return what ``python -m module arguments`` printed last, parsed as JSON."""
     command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -89,6 +89,8 @@ class RunningEpoch:
         sampler.plan = self.plan
         batch_sampler.skip = 0
         self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
+        self._rows = list(self.log)
+        self._num_batches = len(batch_sampler)
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
         self._slots: slice | Tensor = slice(0, 0)
@@ -122,7 +124,7 @@ class RunningEpoch:
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
         batch_sampler = self.batch_sampler
-        batch_idx %= len(batch_sampler)  # a `CombinedLoader` may cycle through a shorter loader
+        batch_idx %= self._num_batches  # a `CombinedLoader` may cycle through a shorter loader
         if isinstance(batch_sampler, PlanBatchSampler):
             start = batch_idx * batch_sampler.batch_size
             self._slots = self._batch_slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
@@ -163,7 +165,7 @@ class RunningEpoch:
         slots = self._slots if step.given_indices is None else self.slot_of[step.given_indices.to(self.device)]
         expected = self.step_length if step.given_indices is None else len(slots)  # type: ignore[arg-type]
         rows = [step.losses, *(extra[name] for name in self.record_names)]
-        for row, values in zip(self.log, rows, strict=True):
+        for row, values in zip(self._rows, rows, strict=True):
             if values is None or len(values) != expected:
                 raise ValueError(wrong_length(0 if values is None else len(values), expected))
             if isinstance(slots, slice):
