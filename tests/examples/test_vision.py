@@ -227,15 +227,16 @@ def test_bf16(fit, tmp_path, monkeypatch):
 
 
 @pytest.mark.ddp
+@pytest.mark.timeout(400)
 def test_ddp_by_flag(tmp_path):
     files.write_imagenet(tmp_path / "data")
     config = ROOT / "examples" / "vision" / "configs" / "imagenet_resnet18_orderdp.yaml"
     options = {**QUICK, "trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 3, "data.image_size": 64}
-    options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true"}
+    options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true", "model.model_args": SMALL}
     command = [sys.executable, "-m", "lightning_prune.cli", "fit", f"--config={config}"]
     done = subprocess.run(
         command + [f"--{name}={value}" for name, value in options.items()],
-        cwd=ROOT, capture_output=True, text=True, timeout=170, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "max_epochs=3` reached" in done.stderr
