@@ -41,6 +41,7 @@ class MaskedLMModule(WeightedLossMixin, L.LightningModule):
 
     Args:
         vocabulary: Number of token ids.
+        special: Ids below this (padding, start, end, ...) are never hidden.
         max_length: Longest text.
         width: Size of the embeddings.
         layers: Layers of the encoder.
@@ -48,10 +49,16 @@ class MaskedLMModule(WeightedLossMixin, L.LightningModule):
     """
 
     def __init__(
-        self, vocabulary: int = 30_000, max_length: int = 128, width: int = 256, layers: int = 4, lr: float = 5e-4
+        self,
+        vocabulary: int = 30_000,
+        special: int = 3,
+        max_length: int = 128,
+        width: int = 256,
+        layers: int = 4,
+        lr: float = 5e-4,
     ) -> None:
         super().__init__()
-        self.lr, self.mask_id = lr, vocabulary - 1
+        self.lr, self.special, self.mask_id = lr, special, vocabulary - 1
         self.tokens = nn.Embedding(vocabulary, width, padding_idx=0)
         self.positions = nn.Parameter(0.02 * torch.randn(max_length, width))
         layer = nn.TransformerEncoderLayer(width, width // 32, 4 * width, batch_first=True, norm_first=True)
@@ -63,7 +70,7 @@ class MaskedLMModule(WeightedLossMixin, L.LightningModule):
         return self.head(self.encoder(states, src_key_padding_mask=tokens == 0))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        seen, targets = hide_tokens(batch, self.mask_id, special=1)
+        seen, targets = hide_tokens(batch, self.mask_id, self.special)
         logits = self(seen)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)  # (B, T)
         return self.weighted_loss(losses, mask=targets != IGNORED)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_prune import ScoreRegistry
-from lightning_prune.cli import PruneCLI
+from lightning_prune.cli import PruneCLI, main
 
 ROOT = Path(__file__).parents[2]
 QUICK = {
@@ -27,14 +27,22 @@ QUICK = {
 
 @pytest.fixture
 def fit(monkeypatch, tmp_path):
-    """Return a function that fits a yaml, with arguments changed, and returns the command line's objects."""
+    """Return a function that fits a yaml by the command line, with arguments changed, and returns its objects."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(tmp_path)
+    done = []
+    monkeypatch.setattr(PruneCLI, "after_fit", lambda cli: done.append(cli), raising=False)  # LightningCLI's own hook
 
     def run(*configs: str, **changed):
-        args = ["fit", *(f"--config={ROOT / 'examples' / config}" for config in configs)]
         options = {**QUICK, **{name.replace("__", "."): value for name, value in changed.items()}}
-        return PruneCLI(args=args + [f"--{name}={value}" for name, value in options.items()], save_config_callback=None)
+        main(
+            [
+                "fit",
+                *(f"--config={ROOT / 'examples' / config}" for config in configs),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ]
+        )
+        return done.pop()
 
     return run
 

@@ -132,9 +132,11 @@ def test_detection_losses_are_torchvisions_image_by_image(detector):
 def test_detection_prunes_by_the_images_losses(detector):
     images, targets = scenes()
     expected = {name: value.detach() for name, value in detector.net.train()(images, targets).items()}
-    samples = list(zip(images, targets, strict=True))
-    registry = fit(detector, samples, epochs=2, collate_fn=collate)
     total = expected["classification"] + expected["bbox_regression"]
+    samples = list(zip(images, targets, strict=True))
+    registry = fit(detector, samples, collate_fn=collate)
+    assert registry.losses.tolist() == pytest.approx(total.tolist(), rel=1e-4)
+    registry = fit(detector, samples, epochs=2, collate_fn=collate)
     assert set(registry.selection.indices.tolist()) == hardest_half(total)
 
 
@@ -167,9 +169,10 @@ def test_hidden_tokens_follow_berts_shares():
 
 
 def texts(number=8, length=12):
-    tokens = torch.randint(1, 49, (number, length), generator=generator())
+    tokens = torch.randint(3, 49, (number, length), generator=generator())
     tokens[:, length - 3 :] = 0
-    tokens[2] = 0  # an empty text
+    tokens[:, 0], tokens[:, length - 4] = 1, 2
+    tokens[2, 1:] = 0  # an empty text: its start only
     return list(tokens)
 
 
@@ -187,7 +190,7 @@ def test_masked_lm_losses_are_means_over_hidden_tokens(monkeypatch):
 
     monkeypatch.setattr("examples.adapters.masked_lm.hide_tokens", hide)
     samples = texts()
-    seen, targets = hide(torch.stack(samples), 49, 1)
+    seen, targets = hide(torch.stack(samples), 49, 3)
     present = (targets != IGNORED).any(1)
     with torch.no_grad():
         logits = model(seen)

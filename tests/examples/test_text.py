@@ -33,7 +33,7 @@ def test_recipe(method, fit, tmp_path):
     write(tmp_path / "data" / "ag_news" / "train.csv", TRAIN * 3)
     write(tmp_path / "data" / "ag_news" / "test.csv", TRAIN)
     overlay = [f"methods/{method}.yaml"] if method else []
-    cli = fit("text/agnews_repb.yaml", *overlay, data__batch_size=6, trainer__precision="bf16-mixed")
+    cli = fit("text/agnews_repb.yaml", *overlay, data__batch_size=6)
     registry = registry_of(cli)
     assert registry.num_samples == 12
     assert 0 < registry.saved_fraction < 0.67

@@ -14,6 +14,7 @@ from examples.vision.clothing1m import Clothing1MData
 from examples.vision.imagenet import ImageNetData
 from examples.vision.module import VisionModule, warmup_cosine
 from examples.vision.webvision import WebVisionData
+from lightning_prune import AlignPrune
 from lightning_prune.scoring import load_scores
 from tests.examples import files
 from tests.examples.conftest import QUICK, ROOT, registry_of
@@ -62,7 +63,7 @@ def test_cifar(config, name, share, fit, tmp_path, monkeypatch):
     assert cli.model.net.conv1.weight.shape == (64, 3, 3, 3)
 
 
-@pytest.mark.parametrize("method", ["infobatch", "seta", "repb", "orderdp"])
+@pytest.mark.parametrize("method", ["infobatch", "seta", "repb", "orderdp", "alignprune"])
 def test_any_recipe_takes_any_method(method, fit, tmp_path, monkeypatch):
     files.write_cifar(tmp_path / "data", "CIFAR10", monkeypatch)
     quick = {"data__batch_size": 5, "model__model_args": SMALL}
@@ -94,6 +95,39 @@ def test_cifar_n(config, name, classes, label_set, fit, tmp_path, monkeypatch):
     check(cli)
     assert cli.datamodule.train.targets == sets[label_set].tolist()
     assert np.mean(np.array(cli.datamodule.train.targets) != np.array(clean)) == 0.4
+
+
+ALIGNED = [
+    ("cifar10n_alignprune", "InfoBatch"),
+    ("cifar100n_alignprune", "SeTa"),
+    ("webvision50_alignprune", "InfoBatch"),
+    ("clothing1m_alignprune", "InfoBatch"),
+]
+
+
+@pytest.mark.parametrize(("config", "base"), ALIGNED)
+def test_alignprune(config, base, fit, tmp_path, monkeypatch):
+    """With a window of two epochs, so that the third is chosen by alignment."""
+    sizes = {"data__image_size": 64, "data__resize": 72, "model__arch": "resnet18"}
+    if config.startswith("cifar"):
+        classes = int(config.removeprefix("cifar").split("n")[0])
+        clean = files.write_cifar(tmp_path / "data", f"CIFAR{classes}", monkeypatch)
+        files.write_human_labels(tmp_path / "data" / f"CIFAR-{classes}_human.pt", clean, classes)
+        sizes = {"model__model_args": SMALL}
+    elif config.startswith("webvision"):
+        files.write_webvision(tmp_path / "data" / "webvision")
+    else:
+        files.write_clothing1m(tmp_path / "data" / "clothing1m")
+        sizes["model__pretrained"] = "false"
+    aligned = {"trainer__callbacks__window": 2, "trainer__callbacks__base__init_args__anneal_ratio": 1.0}
+    cli = fit(f"vision/configs/{config}.yaml", data__batch_size=5, **sizes, **aligned)
+    check(cli)
+    method = next(callback for callback in cli.trainer.callbacks if isinstance(callback, AlignPrune))
+    assert type(method.base).__name__ == base
+    reference = cli.trainer.callback_metrics["prune/align_reference"]
+    assert torch.isfinite(reference)
+    if method.reference == "val_loss":
+        assert float(reference) == pytest.approx(float(cli.trainer.callback_metrics["val_loss"]), rel=1e-6)
 
 
 def test_cifar_n_refuses_what_does_not_fit(tmp_path, monkeypatch):
@@ -193,15 +227,16 @@ def test_bf16(fit, tmp_path, monkeypatch):
 
 
 @pytest.mark.ddp
+@pytest.mark.timeout(400)
 def test_ddp_by_flag(tmp_path):
     files.write_imagenet(tmp_path / "data")
     config = ROOT / "examples" / "vision" / "configs" / "imagenet_resnet18_orderdp.yaml"
     options = {**QUICK, "trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 3, "data.image_size": 64}
-    options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true"}
+    options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true", "model.model_args": SMALL}
     command = [sys.executable, "-m", "lightning_prune.cli", "fit", f"--config={config}"]
     done = subprocess.run(
         command + [f"--{name}={value}" for name, value in options.items()],
-        cwd=ROOT, capture_output=True, text=True, timeout=170, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "max_epochs=3` reached" in done.stderr
