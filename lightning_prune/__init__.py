@@ -1,5 +1,6 @@
 """Dynamic data pruning for PyTorch Lightning: add one callback, train on less data."""
 
+from lightning_prune.analysis.monitor import PruningMonitor
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods.infobatch import InfoBatch
 from lightning_prune.methods.orderdp import OrderDP
@@ -14,6 +15,7 @@ __all__ = [
     "InfoBatch",
     "OrderDP",
     "PruningCallback",
+    "PruningMonitor",
     "RandomPruning",
     "RePB",
     "ScoreRegistry",
