@@ -137,7 +137,7 @@ def test_results_crashes_and_more_runs_later(capsys):
     fixed = {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.9, "exploit_ratio": 0.5}}
     Path("other.yaml").write_text(yaml.safe_dump({"OrderDP (0.6, 0.5)": fixed}))
     message = refused(capsys, "--methods", "other.yaml", "--seeds", "1")
-    assert "init_args of OrderDP (0.6, 0.5) is {'explore_ratio': 0.6, 'exploit_ratio': 0.5} there" in message
+    assert "init_args of OrderDP (0.6, 0.5) is {'exploit_ratio': 0.5, 'explore_ratio': 0.6} there" in message
 
 
 @pytest.mark.slow
