@@ -197,8 +197,8 @@ TEXT = """# Analyses
 
 Written by `python -m examples.experiments.analysis` ({minutes:.0f} minutes of CPU time on one thread; {seeds} seeds).
 Digits: 1,437 training images, a small CNN, {epochs} epochs unless said otherwise. The functions are in
-`lightning_prune.analysis`; in a run of your own, `PruningMonitor(targets="targets", gradient_every_n_epochs=5)` among the
-callbacks logs them under `prune/`.
+`lightning_prune.analysis`; in a run of your own, `PruningMonitor(targets="targets", gradient_every_n_epochs=5)` among
+the callbacks logs them under `prune/`.
 
 ## OrderDP's surrogate loss (Appendix D.2, Figures 5-8)
 

@@ -116,10 +116,13 @@ def write_csv(runs: Sequence[dict[str, Any]], failed: dict[str, str], metric: st
     """Write one line per run, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["method", "ratio", "seed", "status", metric, "saved", "seconds", "init_args"])
+    writer.writerow(["method", "ratio", "seed", "status", metric, "saved", "seconds", "cpu_seconds", "init_args"])
     for run in runs:
         status = "finished" if "metrics" in run else failed.get(run["name"], "not run")
-        found = [run["metrics"].get(metric, ""), run["saved"], run["seconds"]] if "metrics" in run else ["", "", ""]
+        found = [
+            run.get("metrics", {}).get(metric, ""),
+            *(run.get(name, "") for name in ("saved", "seconds", "cpu_seconds")),
+        ]
         ratio = "" if run["ratio"] is None else run["ratio"]
         writer.writerow([run["label"], ratio, run["seed"], status, *found, json.dumps(run["init_args"])])
     with atomic_write(path) as file:

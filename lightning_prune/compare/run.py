@@ -20,12 +20,12 @@ class _Stopwatch(Callback):
     """Measures the seconds of training, validation included, and keeps what each validation found."""
 
     def __init__(self) -> None:
-        self.started = self.seconds = 0.0
+        self.started = self.seconds = self.cpu_started = self.cpu_seconds = 0.0
         self.curve: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the watch: the data are loaded, the sanity check is over."""
-        self.started = time.perf_counter()
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics with the time so far."""
@@ -36,6 +36,7 @@ class _Stopwatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the watch."""
         self.seconds = time.perf_counter() - self.started
+        self.cpu_seconds = time.process_time() - self.cpu_started
 
 
 def _numbers(trainer: Trainer) -> dict[str, float]:
@@ -57,7 +58,8 @@ def main(spec_path: Path) -> None:
     """Train as a file of json says, and write what came out beside it.
 
     Its keys: ``config`` (path), ``seed``, ``class_path`` (None: full data) and ``init_args``, ``folder`` and ``result``
-    (paths). The result repeats it and adds ``metrics``, ``saved``, ``seconds`` and ``curve``.
+    (paths). The result repeats it and adds ``metrics``, ``saved``, ``seconds``, ``cpu_seconds`` (of this
+    process) and ``curve``.
     """
     sys.path.insert(0, os.getcwd())
     spec = json.loads(spec_path.read_text())
@@ -71,7 +73,8 @@ def main(spec_path: Path) -> None:
     if trainer.is_global_zero:
         registries = [callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry)]  # type: ignore[attr-defined]
         saved = registries[0].saved_fraction if registries else 0.0
-        found = {"metrics": _numbers(trainer), "saved": saved, "seconds": watch.seconds, "curve": watch.curve}
+        times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
+        found = {"metrics": _numbers(trainer), "saved": saved, **times, "curve": watch.curve}
         write_json(Path(spec["result"]), spec | found)
 
 
