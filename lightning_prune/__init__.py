@@ -1,5 +1,6 @@
 """Dynamic data pruning for PyTorch Lightning: add one callback, train on less data."""
 
+from lightning_prune.analysis.monitor import PruningMonitor
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods.alignprune import AlignPrune
 from lightning_prune.methods.batch_loss_score import BatchLossScore
@@ -32,6 +33,7 @@ __all__ = [
     "InfoBatch",
     "OrderDP",
     "PruningCallback",
+    "PruningMonitor",
     "RHOLoss",
     "RandomPruning",
     "RePB",

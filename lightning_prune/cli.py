@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -19,6 +20,8 @@ import lightning_prune
 from lightning_prune.scoring.trainer import ScoringTrainer
 
 _PACKAGE = Path(__file__).parent
+_OTHER_COMMANDS = {"compare": "lightning_prune.compare"}
+"""Commands beside those of LightningCLI, and the module whose ``main`` they call."""
 _NOISE = (
     "a class path (str)",
     "a dict with class_path entry",
@@ -148,13 +151,17 @@ def _plain_cause(error: BaseException) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lightning-prune fit|validate|test|predict|score --config FILE``.
+    """Run ``lightning-prune fit|validate|test|predict|score --config FILE``, or another command.
 
     ``--print_config`` explains every argument; ``--print_config=skip_null`` and the like are passed on.
 
     Args:
         args: The arguments. None: those of the command line.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    if given and given[0] in _OTHER_COMMANDS:
+        importlib.import_module(_OTHER_COMMANDS[given[0]]).main(given[1:])
+        return
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules, as `python -m` would
     explained: list[str] | None
     explained = [

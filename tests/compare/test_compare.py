@@ -1,0 +1,227 @@
+"""The command end to end on digits: results, resume after a kill, crashes, and every mistake it must refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_prune.cli import main
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parent.parent.parent
+BASE = {
+    "trainer": {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "callbacks": [{"class_path": "InfoBatch"}, {"class_path": "TQDMProgressBar"}],
+    },
+    "model": {"class_path": "examples.digits.task.DigitsModel", "init_args": {"width": 4}},
+    "data": {"class_path": "examples.digits.task.DigitsData"},
+}
+METHODS = {
+    "crash": {"class_path": "tests.compare.methods.Crashing"},
+    "killed": {"class_path": "tests.compare.methods.Crashing", "init_args": {"how": "kill"}},
+    "OrderDP (0.6, 0.5)": {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.6, "exploit_ratio": 0.5}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(yaml.safe_dump(BASE))
+    Path("methods.yaml").write_text(yaml.safe_dump(METHODS))
+
+
+def compare(*args, code=None):
+    command = ["compare", "--config", "base.yaml", "--output", "out", *args]
+    if code is None:
+        main(command)
+        return
+    with pytest.raises(SystemExit) as error:
+        main(command)
+    assert error.value.code == code
+
+
+def refused(capsys, *args):
+    """Return the one message that a mistake ends in."""
+    compare(*args, code=2)
+    err = capsys.readouterr().err
+    message = err[err.index("error:") :]
+    assert "Traceback" not in err
+    assert len(message.splitlines()) <= 8
+    return message
+
+
+def results():
+    return {path.parent.name: json.loads(path.read_text()) for path in Path("out").glob("runs/*/result.json")}
+
+
+def test_results_crashes_and_more_runs_later(capsys):
+    compare(
+        "--methods",
+        "OrderDP,RandomPruning",
+        "methods.yaml",
+        "--prune_ratios",
+        "0.5",
+        "--seeds",
+        "2",
+        "--jobs",
+        "2",
+        code=1,
+    )
+    done = results()
+    assert sorted(done) == sorted(
+        [
+            f"{name}-seed-{seed}"
+            for name in ("full-data", "OrderDP-0.5", "OrderDP-(0.6,-0.5)", "RandomPruning-0.5")
+            for seed in (0, 1)
+        ]
+    )
+    for name, result in done.items():
+        full = name.startswith("full")
+        assert result["saved"] == pytest.approx(0 if full else 0.7 if "(" in name else 0.5, abs=0.15)
+        assert result["seconds"] > 0
+        assert 0 < result["metrics"]["val_accuracy"] <= 1
+        assert [point["epoch"] for point in result["curve"]] == [1, 2, 3]
+        assert not full or not any(key.startswith("prune/") for key in result["metrics"])
+    assert done["full-data-seed-0"]["metrics"] != done["full-data-seed-1"]["metrics"]
+    out = capsys.readouterr().out
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 6
+    assert "failed: crash-seed-0: RuntimeError: no more samples for you" in out
+    assert "failed: killed-seed-1: killed by signal 9" in out
+    lines = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert [line["status"] == "finished" for line in lines].count(True) == 8
+    assert "| crash" in Path("out/results.md").read_text()
+    saved = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert saved["trainer"]["callbacks"] == []  # a method of the base config is not part of the comparison
+
+    # Again, with one method more: nothing is repeated, and the table has all of it.
+    before = {path: path.stat().st_mtime_ns for path in Path("out").glob("runs/*/result.json")}
+    compare("--methods", "RandomPruning", "--prune_ratios", "0.5", "0.3", "--seeds", "1")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[3].strip() for line in table[2:]] == ["2", "1", "2", "2", "2"]
+    assert len(table) == 2 + 5
+    assert len(results()) == 9
+
+    # A metric that is not logged, and other settings of a method of the same name.
+    message = refused(capsys, "--methods", "OrderDP", "--prune_ratios", "0.5", "--metric", "val_f1")
+    assert (
+        "`--metric` to be one that the training logs, of ['prune/" in message
+        or "['val_accuracy', 'val_loss']" in message
+    )
+    assert "but got 'val_f1'" in message
+    Path("other.yaml").write_text(
+        yaml.safe_dump({"OrderDP (0.6, 0.5)": {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.7}}})
+    )
+    message = refused(capsys, "--methods", "other.yaml", "--prune_ratios", "0.5", "--trainer.max_epochs=4")
+    assert "'out' is of another one: trainer.max_epochs is 3 there and 4 here" in message
+    fixed = {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.9, "exploit_ratio": 0.5}}
+    Path("other.yaml").write_text(yaml.safe_dump({"OrderDP (0.6, 0.5)": fixed}))
+    message = refused(capsys, "--methods", "other.yaml", "--seeds", "1")
+    assert "init_args of OrderDP (0.6, 0.5) is {'exploit_ratio': 0.5, 'explore_ratio': 0.6} there" in message
+
+
+@pytest.mark.slow
+def test_resume_after_a_kill(capsys):
+    args = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--seeds", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_prune.cli",
+        "compare",
+        "--config",
+        "base.yaml",
+        "--output",
+        "out",
+        *args,
+    ]
+    process = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while not results():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(3)  # the run that was going on may still end, and is kept then
+    kept = {path: path.read_text() for path in Path("out").glob("runs/*/result.json")}
+    assert 1 <= len(kept) < 8
+    compare(*args)
+    assert all(path.read_text() == text for path, text in kept.items())
+    assert len(results()) == 8
+    assert not list(Path("out").glob("**/*.tmp"))
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[3].strip() for line in table[2:]] == ["4", "4"]
+
+
+def test_measured_reach_is_told_before_the_runs(capsys):
+    message = refused(capsys, "--methods", "RandomPruning,InfoBatch", "--prune_ratios", "0.7", "--seeds", "1")
+    assert "that InfoBatch can reach in 3 epochs, at most 0." in message
+    assert "(measured by a pilot run), but got 0.7" in message
+    assert list(results()) == ["pilot-of-InfoBatch-seed-0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (
+            ["--methods", "InfoBach"],
+            "Expected each of `--methods` to be one of RandomPruning, OrderDP, RePB, InfoBatch, SeTa",
+        ),
+        (["--methods", "RePB", "--prune_ratios", "0.9"], "RePB can reach in 3 epochs, at most 0.633, but got 0.9"),
+        (["--methods", "RePB", "--prune_ratios", "30"], "`--prune_ratios` to be numbers in (0, 1), but got '30'"),
+        (["--methods", "RePB"], "Expected `--prune_ratios`, shares of the sample-steps to save"),
+        (["--methods", "RePB,RePB", "--prune_ratios", "0.3"], "each method once in `--methods`"),
+        (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
+        (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
+        (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),
+        (["--methods", "wrong.yaml", "--prune_ratios", "0.3"], "prune_ration"),
+        (["--methods", "range.yaml"], "Expected `prune_ratio` to be a number in [0, 1), but got 7."),
+        (["--methods", "RePB", "--prune_ratios", "0.3", "--seeds", "0"], "`--seeds` to be an int >= 1, but got 0"),
+        (["--methods", "RePB", "--prune_ratios", "0.3", "--trainer.max_steps=9"], "limited by `trainer.max_epochs`"),
+        (["--methods", "RePB", "--prune_ratios", "0.3", "--trainer.max_epox=9"], "max_epox"),
+        (["--methods", "RePB", "--prune_ratios", "0.3", "--output", "."], "'.' holds other files"),
+        (["--prune_ratios", "0.3"], "the following arguments are required: --methods"),
+    ],
+)
+def test_mistakes_end_in_one_message(args, match, capsys):
+    Path("list.yaml").write_text("x: [InfoBatch]")
+    Path("bad.yaml").write_text("x: {class_path: torch.nn.Linear}")
+    Path("wrong.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ration: 0.5}}")
+    Path("range.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ratio: 7.0}}")
+    assert match in refused(capsys, *args)
+    assert not results()
+
+
+def test_metric_must_be_logged(capsys):
+    message = refused(
+        capsys, "--methods", "RandomPruning", "--prune_ratios", "0.4", "--metric", "val_f1", "--seeds", "1"
+    )
+    assert (
+        "Expected `--metric` to be one that the training logs, of ['val_accuracy', 'val_loss'], but got 'val_f1'"
+        in message
+    )
+
+
+def test_budget_is_the_number_of_epochs(capsys):
+    compare("--methods", "RandomPruning", "--prune_ratios", "0.4", "--budget_epochs", "1", "--seeds", "1")
+    assert {len(result["curve"]) for result in results().values()} == {1}
