@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch.utils.data import (
@@ -55,6 +56,24 @@ def check_trainer(trainer: Trainer) -> None:
             f"Expected `overfit_batches=0` with pruning, but got {overfit}: Lightning would replace the sampler and "
             "pruning would silently stop. Use `limit_train_batches` instead."
         )
+    _check_strategy(trainer.strategy, trainer.world_size)
+
+
+def _check_strategy(strategy: Strategy, world_size: int) -> None:
+    """Refuse strategies whose processes do not each train batches of their own, or cannot exchange tensors."""
+    name = type(strategy).__name__
+    if any(base.__name__ == "XLAStrategy" for base in type(strategy).__mro__):
+        raise MisconfigurationException(
+            f"Expected processes that exchange tensors by `torch.distributed`, but got `{name}`, whose do not. "
+            "Use one TPU core, or DDP on GPUs or CPUs."
+        )
+    if isinstance(strategy, ParallelStrategy):
+        shares = strategy.distributed_sampler_kwargs["num_replicas"]
+        if shares != world_size:
+            raise MisconfigurationException(
+                f"Expected each of the {world_size} processes to train batches of its own, but `{name}` has them "
+                f"share {shares} part(s) of the data. Use DDP, or FSDP over all devices."
+            )
 
 
 class _PlannedSource(_DataLoaderSource):

@@ -92,7 +92,11 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class PruneCLI(LightningCLI):
-    """LightningCLI whose complaints about a configuration are one readable message and exit code 2."""
+    """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("trainer_class", ScoringTrainer)
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -171,7 +175,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is None:
         sys.argv[1:], explained = explained, None
     try:
-        PruneCLI(trainer_class=ScoringTrainer, args=explained, save_config_callback=_SaveConfig)
+        PruneCLI(args=explained, save_config_callback=_SaveConfig)
     except UnpicklingError as error:  # LightningCLI looks into the checkpoint before anything is built
         reason = str(error).split(". ")[0]
         sys.stderr.write(f"error: Expected `ckpt_path` to be a checkpoint, but it cannot be read: {reason}.\n")

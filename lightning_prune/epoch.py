@@ -102,6 +102,11 @@ class RunningEpoch:
         return self.plan.shard(self.plan.order, self.rank).to(self.device).long()
 
     @cached_property
+    def digest(self) -> str:
+        """A hash of the order of the visit, by which a resumed run knows that it has derived the same plan."""
+        return hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8).hexdigest()
+
+    @cached_property
     def slot_of(self) -> Tensor:
         """Slot of the log ``(n,)`` by sample id, for batches that are not slices of the plan."""
         slots = torch.full((self.batch_sampler.sampler.total,), self.plan.shard_size, device=self.device)

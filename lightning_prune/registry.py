@@ -23,7 +23,7 @@ from lightning_prune.sampler import PlanSampler
 from lightning_prune.table import SampleTable, changed_length
 
 STATE_VERSION = 2
-"""Version of the checkpointed state. 1 had neither the dataset's name nor the number of processes."""
+"""Version of the checkpointed state. 1 had neither the dataset's name, nor what an open epoch is checked by."""
 
 
 class ScoreRegistry(SampleTable, Callback):
@@ -448,6 +448,7 @@ class ScoreRegistry(SampleTable, Callback):
                 "num_dropped": running.num_dropped,
                 "step_size": running.step_size,
                 "world_size": running.plan.world_size,
+                "plan": running.digest,
                 "full_batches": self._full_batches,
             }
             local["log"] = running.log_state()
@@ -519,6 +520,12 @@ class ScoreRegistry(SampleTable, Callback):
                 f"Expected {state['step_size']} samples per step (batch size times devices), as when the checkpoint "
                 f"was written in the middle of epoch {state['epoch']}, but got {running.step_size}. Resume with "
                 "the same batch size and number of devices, or from a checkpoint of an epoch's end."
+            )
+        if state.get("plan") != running.digest:
+            raise MisconfigurationException(
+                f"Expected to derive the selection of epoch {state['epoch']} again, in whose middle the checkpoint was "
+                "written, but got another one: the method, its arguments, or the version of lightning-prune or torch "
+                "is not the same. Resume as the run was started, or from a checkpoint of an epoch's end."
             )
         running.continue_from(state["batches_done"], local["log"])
         running.num_dropped = state.get("num_dropped", 0)

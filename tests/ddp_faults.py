@@ -1,4 +1,4 @@
-"""Faults of one rank, for `test_faults.py`: ``python -m tests.ddp_faults raise|diverge``."""
+"""Faults of one rank, for `test_faults.py`: ``python -m tests.ddp_faults raise|diverge|shared``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import sys
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_prune import ScoreRegistry, Selection
 from tests.helpers import Keep, Model, make_loader, make_trainer
@@ -27,9 +27,23 @@ class Diverges(Keep):
         return Selection(torch.arange(20) + (rank if epoch >= 2 else 0))
 
 
+class Configured(Model):
+    def configure_model(self):
+        """Strategies that distribute a model want this."""
+
+
+def run_shared() -> None:
+    """Two processes on the same batches: a strategy that splits the model, not the data."""
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    make_trainer(Keep(0.5), devices=2, strategy=strategy).fit(Configured(), make_loader())
+
+
 def main() -> None:
+    if sys.argv[1] == "shared":
+        run_shared()
+        return
     model, callback = (Raises(), Keep(0.5)) if sys.argv[1] == "raise" else (Model(), Diverges(0.5))
-    strategy = DDPStrategy(timeout=datetime.timedelta(seconds=20))
+    strategy = DDPStrategy(timeout=datetime.timedelta(seconds=60))
     trainer = make_trainer(ScoreRegistry(debug_sync=True), callback, devices=2, strategy=strategy)
     trainer.fit(model, make_loader())
 

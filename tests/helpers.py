@@ -86,6 +86,13 @@ class Model(WeightedLossMixin, PlainModel):
         return self.weighted_loss(losses, **self.outputs)
 
 
+class BareModel(Model):
+    """Tells `weighted_loss` the losses only."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.weighted_loss(self.losses(batch))
+
+
 class ModelWithData(Model):
     """For configurations: brings its loaders."""
 

@@ -163,6 +163,17 @@ def test_every_method_selects_as_one_process_does(results, case):
     assert first["saved"] == registry_of(trainer).saved_fraction
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_processes_train_alike(results):
+    """`ddp_fork` and `ddp_spawn` return weights and metrics; the registry was in the other processes."""
+    trainer, model = make_trainer(CASES["infobatch"][0](), devices=2, strategy="ddp_fork"), Model()
+    trainer.fit(model, make_loader())
+    for key, values in results["infobatch.0"]["weights"].items():
+        assert torch.equal(values, model.state_dict()[key])
+    assert trainer.callback_metrics["prune/saved_fraction"] == pytest.approx(results["infobatch.0"]["saved"])
+
+
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 def test_another_number_of_processes(results):
     """Fine at an epoch's end; in the middle of one, each process has a part of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -73,6 +74,16 @@ def test_unknown_loader_key(key):
 def test_overfit_batches():
     with pytest.raises(MisconfigurationException, match="overfit_batches=0.*limit_train_batches"):
         make_trainer(InfoBatch(), overfit_batches=2).fit(Model(), make_loader())
+
+
+def test_processes_that_do_not_exchange_tensors_as_ours():
+    """A stand-in by name: the real one needs torch_xla."""
+
+    class XLAStrategy(SingleDeviceStrategy):
+        pass
+
+    with pytest.raises(MisconfigurationException, match="by `torch.distributed`, but got `XLAStrategy`.*one TPU core"):
+        make_trainer(InfoBatch(), strategy=XLAStrategy("cpu")).fit(Model(), make_loader())
 
 
 def test_two_methods():

@@ -110,7 +110,7 @@ def test_training_does_not_notice(precision):
     def run(*monitors):
         random.seed(0)
         np.random.seed(0)
-        trainer, model = fit(InfoBatch(seed=1), *monitors, model=Norms(), precision=precision)
+        trainer, model = fit(OrderDP(seed=1), *monitors, model=Norms(), precision=precision)
         model.seen = []  # the gradient's passes are in it, too
         rngs = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
         return trainer, model, rngs

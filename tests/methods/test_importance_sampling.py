@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_prune import ImportanceSampling
 from lightning_prune.functional import importance_inclusion, systematic_sample
 from tests.cli_check import check_yaml
-from tests.helpers import Model, make_loader, make_trainer, registry_of
+from tests.helpers import BareModel, Model, make_loader, make_trainer, registry_of
 from tests.reference import importance as reference
 from tests.reference.golden import GOLDEN
 from tests.resume_check import check_resume
@@ -158,7 +158,7 @@ class Watch(ImportanceSampling):
         self.epochs.append((values, registry.selection, record.losses.tolist()))
 
 
-@pytest.mark.parametrize("model", [Model, GradModel])
+@pytest.mark.parametrize("model", [BareModel, GradModel])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 def test_fit(model, floor):
     """Exactly 20 of 40; weights 1 / min(1, tau q) of the importance as the loop averages it."""
@@ -179,7 +179,7 @@ def test_fit(model, floor):
             assert selection.weights.tolist() == pytest.approx(expected, rel=1e-4)
         for i, value in values.items():
             importance[i] = value if epoch == 0 else 0.25 * importance[i] + 0.75 * value
-        if model is Model:
+        if model is BareModel:
             assert list(values.values()) == losses
     column = registry_of(trainer).column("importance")
     assert column.tolist() == pytest.approx([importance[i] for i in range(40)], rel=1e-4)

@@ -16,7 +16,7 @@ from lightning_prune.epoch import EpochRecord
 from lightning_prune.functional import ctr_weights, repb_resample, repb_retain
 from lightning_prune.methods.repb import below_window_mean, window_inclusion
 from lightning_prune.rng import make_generator
-from tests.helpers import Model, make_loader, make_trainer, registry_of
+from tests.helpers import BareModel, Model, make_loader, make_trainer, registry_of
 from tests.reference import repb as reference
 from tests.reference.golden import GOLDEN
 
@@ -285,7 +285,7 @@ def test_the_log_has_the_ratio():
 
 def test_gradient_norms_need_logits_and_targets():
     with pytest.raises(ValueError, match=r"no logits and no targets.*self.weighted_loss\(losses, logits=logits, tar"):
-        make_trainer(RePB(score="grad_norm")).fit(Model(), make_loader())
+        make_trainer(RePB(score="grad_norm")).fit(BareModel(), make_loader())
 
 
 def test_gradient_norms_need_class_ids():
