@@ -73,7 +73,7 @@ class Watched(SegmentationModule):
 
 
 def test_segmentation_prunes_by_the_main_loss():
-    images, targets = pictures()
+    images, targets = pictures(size=32)
     targets[1] = 0
     model = Watched("fcn_resnet50", 5, lr=0.0, model_args={"aux_loss": True})
     model.seen = []
