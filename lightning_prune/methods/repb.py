@@ -221,7 +221,7 @@ class RePB(PruningCallback):
 
     Note:
         The paper gives no default ratio. Samples that an epoch selected but did not train (a dropped last batch,
-        a limit) stay: nothing is known against them.
+        a limit) stay: nothing is known against them. So do samples whose last loss is not finite, with weight 1.
 
     References:
         Zhou et al., "RePB", ICLR 2026; implemented from the paper (Eqs. 1-4).
@@ -280,9 +280,13 @@ class RePB(PruningCallback):
         chance = registry.column(_CHANCE)
         coins = torch.rand(len(chance), generator=generator).to(chance.device)
         indices = ids_of(coins < chance)
+        if len(indices) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
+            indices = chance.argmax()[None]
         if epoch == 0:
             return Selection(indices)
         weights = ctr_weights(registry.counts.index_select(0, indices), epoch)
+        if count_nonfinite(registry.losses):
+            weights = weights.where(registry.losses.index_select(0, indices).isfinite(), 1)
         return Selection(indices, weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
@@ -312,8 +316,8 @@ class RePB(PruningCallback):
 
     def _lengths(self, record: EpochRecord) -> Tensor:
         """Return how many recorded samples ``(w,)`` each window has; those without any do not count."""
-        size = record.step_size * self.window_batches
-        if record.recorded is not None:
+        size, recorded = record.step_size * self.window_batches, record.recorded
+        if recorded is not None and not bool(recorded[: len(record.losses)].all()):  # not just the end is missing
             return window_runs(record.steps.cpu().div(self.window_batches, rounding_mode="floor"))[1]
         num_full, rest = divmod(len(record.losses), size)
         return torch.tensor([size] * num_full + [rest] * (rest > 0))

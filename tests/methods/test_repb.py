@@ -269,6 +269,72 @@ def test_samples_without_a_record_stay():
     make_trainer(Check(0.5, seed=0), max_epochs=3, limit_train_batches=5).fit(Model(), make_loader())
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("masked", [(), (0,), (3, 17, 18, 19)])
+def test_windows_are_the_steps_whatever_is_recorded(masked, drop_last):
+    """A last batch that is dropped, and samples without a loss: the others keep the windows of their steps."""
+
+    class Masked(Model):
+        steps: list[list[int]] = []
+
+        def training_step(self, batch, batch_idx):
+            self.steps.append(batch[2].tolist())
+            mask = torch.tensor([i not in masked for i in batch[2].tolist()])
+            return self.weighted_loss(self.losses(batch), mask=mask)
+
+    class Check(RePB):
+        def on_epoch_recorded(self, registry, record):
+            super().on_epoch_recorded(registry, record)
+            windows, Masked.steps = [Masked.steps[i : i + 2] for i in range(0, len(Masked.steps), 2)], []
+            losses = dict(zip(record.indices.tolist(), record.losses.tolist(), strict=True))
+            low = set()
+            for window in windows:
+                ids = [i for step in window for i in step if i in losses]
+                mean = math.fsum(losses[i] for i in ids) / len(ids)
+                low |= {i for i in ids if losses[i] < mean}
+            stay = set(registry.selection.indices.tolist()) - low
+            assert {i for i, chance in enumerate(registry.column("repb_chance").tolist()) if chance == 1} == stay
+
+    loader = make_loader(38, drop_last=drop_last)
+    make_trainer(Check(0.5, window_batches=2, seed=0), max_epochs=4).fit(Masked(), loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite")
+def test_a_loss_that_is_not_finite_keeps_the_sample_with_weight_one():
+    class Broken(Model):
+        def training_step(self, batch, batch_idx):
+            losses = self.losses(batch)
+            if self.current_epoch >= 3:
+                self.weighted_loss(losses.where(batch[2] >= 20, math.nan))
+            return self.weighted_loss(losses, record=self.current_epoch < 3)
+
+    class Check(RePB):
+        lightest = 9.0
+
+        def select(self, registry, epoch, generator):
+            selection = super().select(registry, epoch, generator)
+            broken = ~registry.losses.isfinite()
+            if epoch > 3:
+                inside = broken[selection.indices]
+                assert bool((selection.weights[inside] == 1).all())
+                assert set(broken.nonzero().squeeze(1).tolist()) <= set(selection.indices.tolist())
+                attended = registry.counts[selection.indices][inside]
+                self.lightest = min(self.lightest, float(attended.min()) / epoch)
+            return selection
+
+    method = Check(0.75, seed=0)
+    make_trainer(method, max_epochs=7).fit(Broken(), make_loader())
+    assert method.lightest < 1  # some of them had been away, and would weigh more
+
+
+def test_an_epoch_is_never_empty():
+    """Of two samples of about one loss both often leave by the importance rule."""
+    for seed in range(8):
+        model = Model()
+        make_trainer(RePB(0.95, rule="importance", seed=seed), max_epochs=6).fit(model, make_loader(2, batch_size=2))
+        assert min(model.epoch_batches(6)) == 1
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_tiny_datasets(n):
     model = Model()

@@ -1,0 +1,61 @@
+"""The pages of the methods: every yaml snippet is one that the command line accepts, and every page is complete."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+import lightning_prune
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
+
+FOLDER = Path(__file__).parent.parent / "docs" / "methods"
+PAGES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "README")
+SNIPPETS = [
+    pytest.param(text, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.fixture(scope="module")
+def parser():
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    return parser
+
+
+@pytest.mark.parametrize("text", SNIPPETS)
+def test_snippets_are_accepted(text, parser):
+    """Short names, arguments and their types, as `lightning-prune fit` checks them; and the objects can be built."""
+    trainer = yaml.safe_load(text)["trainer"]
+    callbacks = parser.parse_object({"trainer": trainer}).trainer.callbacks
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    for callback in callbacks:
+        if "irreducible_losses" in callback.init_args:  # a file that the reader is to make
+            continue
+        build = LightningArgumentParser()
+        build.add_subclass_arguments(lightning_prune.PruningCallback, "method")
+        method = build.instantiate_classes(build.parse_object({"method": callback})).method
+        assert isinstance(method, lightning_prune.PruningCallback)
+
+
+def test_a_wrong_argument_is_not_accepted(parser):
+    bad = {"trainer": {"callbacks": [{"class_path": "InfoBatch", "init_args": {"prune_ration": 0.5}}]}}
+    with pytest.raises(SystemExit):
+        parser.parse_object(bad)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_have_what_a_reader_looks_for(page):
+    text = page.read_text()
+    headings = re.findall(r"(?m)^## (.*)$", text)
+    assert headings[:2] == ["When to choose it", "Arguments"]
+    assert "Cost" in headings
+    assert "```yaml" in text
+    assert len(text.splitlines()) < 80
