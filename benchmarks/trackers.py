@@ -22,9 +22,9 @@ from examples.digits.task import DigitsData, DigitsModel
 from lightning_prune import ScoreRegistry
 from lightning_prune.scoring import AUM, EL2N, TDDS, DynUnc, Forgetting, ScoreRecorder
 
-BLOCK = 16
+BLOCK = 32
 """Steps in a block: as many as the recorder notes before it feeds the trackers."""
-ROUNDS = 40
+ROUNDS = 20
 """Blocks of each kind that make one ratio."""
 
 

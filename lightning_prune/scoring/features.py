@@ -227,7 +227,7 @@ class _LastLinear:
 
     def note(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Be called before each linear layer."""
-        self.noted = (layer, inputs[0])  # type: ignore[assignment]  # only linear layers are hooked
+        self.noted = (layer, inputs[0]) if inputs else None  # type: ignore[assignment]  # only linear ones are hooked
 
     def features(self, logits: Tensor) -> Tensor | None:
         """Return the features ``(B, D)`` of the logits just made; None if no linear layer made them."""

@@ -35,7 +35,7 @@ TRACKERS: dict[str, type[Tracker]] = {
     cls.__name__: cls
     for cls in (AUM, DUAL, DynUnc, EL2N, Entropy, Forgetting, GraNd, LeastConfidence, Margin, SmallLoss, TDDS)
 }
-_STEPS = 16
+_STEPS = 32
 """Steps recorded before the trackers are fed: their small kernels then cost next to nothing a step."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_prune._checks import check_choice
+from lightning_prune._checks import check_choice, check_ratio
 from lightning_prune._trainer import get_callbacks, set_callbacks
 from lightning_prune.callback import PruningCallback
 from lightning_prune.scoring.feature_scores import FEATURE_METHODS, ONE_VISIT, check_parameters, score_module
@@ -20,7 +20,7 @@ from lightning_prune.scoring.summary import summarize
 
 
 class ScoringTrainer(Trainer):
-    """A Trainer with a further entry point, :meth:`score`."""
+    """Lightning's Trainer, which can also score a training set."""
 
     def score(
         self,
@@ -50,7 +50,7 @@ class ScoringTrainer(Trainer):
                 DynUnc, Forgetting and TDDS need training and resume it from there.
 
         Returns:
-            The scores; None in a ``fast_dev_run`` that records, which writes nothing.
+            The scores; None in a ``fast_dev_run``, which writes nothing, and on ranks other than the first.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -59,57 +59,48 @@ class ScoringTrainer(Trainer):
         check_choice("method", method, tuple(sorted({*TRACKERS, *FEATURE_METHODS})))
         parameters = dict(method_args or {})
         check_parameters(method, parameters)
+        check_ratio("prune_ratio", prune_ratio)
         check_path(save_to)
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
+        one_pass = method in FEATURE_METHODS or (method in ONE_VISIT and ckpt_path is not None)
+        recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to) if not one_pass else None
         callbacks = get_callbacks(self)
-        set_callbacks(self, [callback for callback in callbacks if not isinstance(callback, PruningCallback)])
+        scoring = [callback for callback in callbacks if not isinstance(callback, PruningCallback)]
+        set_callbacks(self, scoring if recorder is None else [recorder, *scoring])
         try:
-            if method in FEATURE_METHODS or (method in ONE_VISIT and ckpt_path is not None):
-                self._train_or_load(model, datamodule, ckpt_path)
-                loader = (datamodule or model).train_dataloader()
-                file = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters)
-                path = Path(save_to)
-                path = path if path.suffix else path / f"{method.lower()}.npz"
-                if self.is_global_zero:
-                    file.save(path)
-            else:
-                recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to)
-                set_callbacks(self, [recorder, *get_callbacks(self)])
+            if recorder is not None or ckpt_path is None:
                 self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-                if not recorder.paths:
-                    return None
-                path = recorder.paths[0]
+            else:
+                load(model, datamodule, ckpt_path)
         finally:
             set_callbacks(self, callbacks)
-        if not self.is_global_zero:
+        interrupted = recorder is not None and not recorder.paths
+        if interrupted or not self.is_global_zero or getattr(self, "fast_dev_run", False):
             return None
+        if recorder is not None:
+            path = recorder.paths[0]
+        else:
+            model.to(self.strategy.root_device)  # a fit leaves it on the CPU
+            loader = (datamodule or model).train_dataloader()
+            file = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters)
+            path = file.save(Path(save_to) if Path(save_to).suffix else Path(save_to) / method.lower())
         file = load_scores(path, allow_missing=True)
         sys.stdout.write(f"\n{summarize(file)}\nWritten to {path}\n")
         return file
 
-    def _train_or_load(
-        self, model: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str | None
-    ) -> None:
-        """Have the module trained, on its device, and its data ready."""
-        if ckpt_path is None:
-            self.fit(model, datamodule=datamodule)
-        else:
-            if datamodule is not None:
-                datamodule.prepare_data()
-                datamodule.setup("fit")
-            model.setup("fit")
-            model.configure_model()
-            load_weights(model, ckpt_path)
-        model.to(self.strategy.root_device)
 
-
-def load_weights(model: LightningModule, ckpt_path: str) -> None:
-    """Load the weights of a checkpoint.
+def load(model: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str) -> None:
+    """Set up data and module as a fit does, and load the weights of a checkpoint.
 
     Raises:
         ValueError: If it is not a checkpoint of this module.
     """
+    if datamodule is not None:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    model.setup("fit")
+    model.configure_model()
     try:
         weights = torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
         model.load_state_dict(weights)

@@ -128,8 +128,9 @@ def test_samples_never_scored_are_shown(config, capsys):
     assert "never scored" in capsys.readouterr().out
 
 
-def test_a_dev_run_writes_nothing(config):
-    score(config, "--method=TDDS", "--save_to=a.npz", "--trainer.fast_dev_run=true")
+@pytest.mark.parametrize("method", ["TDDS", "KCenter"])
+def test_a_dev_run_writes_nothing(config, method):
+    score(config, f"--method={method}", "--save_to=a.npz", "--trainer.fast_dev_run=true")
     assert not Path("a.npz").exists()
 
 
