@@ -1,4 +1,4 @@
-"""Print every speed claim as a table of ratios: ``make bench``, or ``python -m benchmarks.run [--quick] [--json PATH]``.
+"""Print every speed claim as a table of ratios: ``make bench`` or ``python -m benchmarks.run [--quick] [--json PATH]``.
 
 One thread; the two sides of a ratio are measured in turn, and what counts is the median over the rounds. Times are CPU
 times, except where the row says wall clock. ``--huge`` runs InfoBatch once at 100 million samples (16 GiB), ``--only``
