@@ -102,7 +102,7 @@ def huge(*, n: int = 100_000_000) -> list[Row]:
     figures = fresh_process("benchmarks.memory", n)
     seconds = figures["seconds"] + figures["seconds_draw"]
     base = cpu_seconds(lambda: plain(n))
-    what = "InfoBatch: end of epoch and the next one's batches"
+    what, peak = "InfoBatch: end of epoch and the next one's batches", max(figures["peak"], figures["peak_full"])
     return [
         Row(what, n, [seconds], unit="s"),
         Row(f"{what} / plain sampling", n, [seconds / base], 0.5, 0.3),
@@ -110,7 +110,7 @@ def huge(*, n: int = 100_000_000) -> list[Row]:
         Row(
             "InfoBatch: peak of the end of an epoch",
             n,
-            [max(figures["peak"], figures["peak_full"])],
+            [peak],
             16,
             10,
             unit="B/sample",
