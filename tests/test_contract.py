@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 from lightning_prune.cli import PruneCLI
 from lightning_prune.registry import STATE_VERSION
+from lightning_prune.scoring import ScoreRecorder, load_scores
 from tests import contract
 from tests.helpers import Model, PlainModel, Remember, make_loader, make_trainer, registry_of
 
@@ -93,6 +95,17 @@ def test_same_seed_same_run_and_no_state_in_the_callback(case):
     same_run(first, run(copy.deepcopy(callback)))
     registry = pickle.loads(pickle.dumps(registry_of(first[0])))
     assert torch.equal(registry.counts, registry_of(first[0]).counts)
+
+
+def test_recorders_can_be_copied_and_pickled(tmp_path):
+    recorder = ScoreRecorder(["AUM", "EL2N"], tmp_path / "scores")
+    found = []
+    for one in (recorder, copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
+        run(one)
+        found.append([load_scores(path).scores.tolist() for path in sorted((tmp_path / "scores").glob("*.npz"))])
+        shutil.rmtree(tmp_path / "scores")
+    assert len(found[0]) == 2
+    assert found[0] == found[1] == found[2]
 
 
 @cases
