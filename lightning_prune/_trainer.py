@@ -68,7 +68,7 @@ def _check_strategy(strategy: Strategy, world_size: int) -> None:
             "Use one TPU core, or DDP on GPUs or CPUs."
         )
     if isinstance(strategy, ParallelStrategy):
-        shares = strategy.distributed_sampler_kwargs["num_replicas"]
+        shares = strategy.distributed_sampler_kwargs.get("num_replicas", world_size)
         if shares != world_size:
             raise MisconfigurationException(
                 f"Expected each of the {world_size} processes to train batches of its own, but `{name}` has them "

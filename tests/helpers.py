@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -143,6 +144,23 @@ def make_trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
         "num_sanity_val_steps": 0,
     }
     return L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
+
+
+class Remember(Logger):
+    """Keeps what is logged under ``prune/``, with the step."""
+
+    name = version = "remember"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if values := {key: value for key, value in metrics.items() if key.startswith("prune/")}:
+            self.lines.append((step, values))
 
 
 def registry_of(trainer: L.Trainer) -> ScoreRegistry:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import yaml
 
 from lightning_prune.cli import PruneCLI
 from lightning_prune.registry import STATE_VERSION
+from lightning_prune.scoring import ScoreRecorder, load_scores
 from tests import contract
-from tests.helpers import Model, PlainModel, make_loader, make_trainer, registry_of
+from tests.helpers import Model, PlainModel, Remember, make_loader, make_trainer, registry_of
 
 # Runs shorter than a window, as some are here, are warned about.
 pytestmark = pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
@@ -93,6 +95,17 @@ def test_same_seed_same_run_and_no_state_in_the_callback(case):
     same_run(first, run(copy.deepcopy(callback)))
     registry = pickle.loads(pickle.dumps(registry_of(first[0])))
     assert torch.equal(registry.counts, registry_of(first[0]).counts)
+
+
+def test_recorders_can_be_copied_and_pickled(tmp_path):
+    recorder = ScoreRecorder(["AUM", "EL2N"], tmp_path / "scores")
+    found = []
+    for one in (recorder, copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
+        run(one)
+        found.append([load_scores(path).scores.tolist() for path in sorted((tmp_path / "scores").glob("*.npz"))])
+        shutil.rmtree(tmp_path / "scores")
+    assert len(found[0]) == 2
+    assert found[0] == found[1] == found[2]
 
 
 @cases
@@ -180,6 +193,47 @@ def test_tiny_datasets(case, num_samples, tmp_path):
     make_trainer(contract.make(case), max_epochs=4).fit(model, make_loader(num_samples))
     assert all(model.epoch_ids(epoch) for epoch in range(4))
     assert model.layer.weight.isfinite().all()
+
+
+class Told(Model):
+    """Reports one and the same loss for some samples; what is trained stays finite."""
+
+    def __init__(self, report, where):
+        super().__init__()
+        self.report, self.where = report, where
+
+    def training_step(self, batch, batch_idx):
+        real = self.losses(batch)
+        loss = self.weighted_loss(torch.where(self.where[batch[2]], self.report, real), **self.outputs)
+        return loss if loss.isfinite() else 0 * real.sum()
+
+
+IDS = torch.arange(40)
+
+
+@cases
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("where", [IDS == 7, IDS % 2 == 0, IDS >= 0], ids=["one", "half", "all"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_losses(case, bad, where):
+    """They are counted, the run goes on, and no finite loss is lost."""
+    trainer = make_trainer(contract.make(case, warmup_epochs=1), max_epochs=5, logger=Remember())
+    model = Told(bad, where)
+    trainer.fit(model, make_loader())
+    assert trainer.logger.lines[0][1]["prune/nonfinite"] == where.sum()
+    assert model.layer.weight.isfinite().all()
+    assert registry_of(trainer).losses[~where].isfinite().all()
+    assert all(model.epoch_ids(epoch) for epoch in range(5))
+
+
+@cases
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_equal_losses(case):
+    trainer, model = make_trainer(contract.make(case), max_epochs=5), Told(0.7, IDS >= 0)
+    trainer.fit(model, make_loader())
+    losses = registry_of(trainer).losses
+    assert losses[losses.isfinite()].unique().tolist() == [pytest.approx(0.7)]
+    assert all(model.epoch_ids(epoch) for epoch in range(5))
 
 
 @cases

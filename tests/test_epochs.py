@@ -144,6 +144,13 @@ def test_a_selection_smaller_than_a_batch_does_not_end_the_fit():
     assert model.validated == [(0, 10), (1, 1), (2, 10), (3, 1)]
 
 
+def test_a_selection_of_one_sample():
+    trainer, model = make_trainer(Keep(1.0, 1 / 40)), Model()
+    trainer.fit(model, make_loader(), make_loader(8))
+    assert model.epoch_batches(4) == [10, 1, 10, 1]
+    assert [epoch for epoch, _ in model.validated] == [0, 1, 2, 3]
+
+
 def test_log_false_logs_nothing():
     trainer = make_trainer(Keep(*VARIABLE, log=False))
     trainer.fit(Model(), make_loader())

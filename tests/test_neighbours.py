@@ -100,6 +100,28 @@ def test_two_trainers_in_turn_and_evaluation_between():
     assert torch.equal(registry_of(first).losses, registry_of(second).losses)
 
 
+def test_test_and_predict_around_a_fit():
+    """They neither prune nor record."""
+
+    class Tested(Model):
+        def test_step(self, batch, batch_idx):
+            self.log("test_loss", self.weighted_loss(self.losses(batch)))
+
+        def predict_step(self, batch, batch_idx):
+            return self.layer(batch[0])
+
+    trainer, model = make_trainer(Keep(1.0, 0.5)), Tested()
+    before = trainer.test(model, make_loader(), verbose=False)
+    trainer.fit(model, make_loader())
+    table = registry_of(trainer).to_dict()
+    after = trainer.test(model, make_loader(), verbose=False)
+    assert len(torch.cat(trainer.predict(model, make_loader()))) == 40
+    assert after[0]["test_loss"] < before[0]["test_loss"]
+    for name, values in registry_of(trainer).to_dict().items():
+        assert torch.equal(values, table[name])
+    assert model.epoch_batches(4) == LENGTHS
+
+
 class Separate:
     """The step of a module, whichever package its base comes from."""
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR, StepLR
 
 from lightning_prune import ScoreRegistry
 from lightning_prune.registry import STATE_VERSION
 from tests import contract
-from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
+from tests.helpers import Keep, Model, Remember, make_loader, make_trainer, registry_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # resumed runs write to folders of their own
@@ -20,23 +19,6 @@ pytestmark = [
 ]
 
 NO_ANNEALING = {"anneal_ratio": 1.0}
-
-
-class Remember(Logger):
-    """Keeps what is logged."""
-
-    name = version = "remember"
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        if values := {key: value for key, value in metrics.items() if key.startswith("prune/")}:
-            self.lines.append((step, values))
 
 
 def two_schedules(module, optimizer):

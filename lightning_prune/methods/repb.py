@@ -105,7 +105,7 @@ def ctr_weights(counts: Tensor, num_epochs: int) -> Tensor:
         low, high = (int(v) for v in torch.aminmax(counts))
         if low < 1 or high > num_epochs:
             raise ValueError(f"Expected `counts` in [1, {num_epochs}], but got counts in [{low}, {high}].")
-    return num_epochs / counts.float()
+    return torch.full_like(counts, num_epochs, dtype=torch.float32) / counts  # scalar / tensor is 1 ulp off, as 41 / 41
 
 
 def below_window_mean(scores: Tensor, window_ids: Tensor) -> Tensor:
