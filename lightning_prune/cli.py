@@ -116,6 +116,7 @@ class PruneCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Use a parser with short messages; the rest is LightningCLI's."""
         kwargs.setdefault("dump_header", [f"lightning_prune=={lightning_prune.__version__}"])
+        kwargs.setdefault("epilog", f"Other commands: lightning-prune {', '.join(_OTHER_COMMANDS)}; each has --help.")
         parser = _Parser(**kwargs)
         parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in yaml.")
         return parser
