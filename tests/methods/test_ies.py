@@ -153,6 +153,14 @@ def test_a_hook_gives_the_losses():
     assert Hook.asked == 10  # 39 skipped samples in batches of 4, once
 
 
+@pytest.mark.parametrize(("patience", "shown"), [(0.0, True), (60.0, False)])
+def test_a_bar_appears_when_refreshing_takes_long(patience, shown, monkeypatch, capfd):
+    monkeypatch.setattr("lightning_prune.probe._SECONDS_UNTIL_BAR", patience)
+    method = IES(threshold=1e9, moving_average=1)
+    make_trainer(method, max_epochs=5, enable_progress_bar=True).fit(Model(), make_loader())
+    assert ("Refreshing skipped samples" in capfd.readouterr().err) is shown
+
+
 @pytest.mark.parametrize("kwargs", [{"threshold": -1e-3}, {"threshold": math.nan}, {"moving_average": 0}])
 def test_bad_arguments(kwargs):
     with pytest.raises(ValueError, match="Expected `"):
