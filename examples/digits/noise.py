@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from examples.digits.task import DigitsData, DigitsModel
-from lightning_prune import AlignPrune, InfoBatch, PruningCallback, ScoreRegistry
+from lightning_prune import AlignPrune, InfoBatch, PruningCallback, PruningMonitor, ScoreRegistry
 from lightning_prune.data import inject_label_noise
 
 NUM_CLEAN = 100
@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[[int, list[int]], PruningCallback | None]] = {
 
 
 class NoisyDigits(DigitsData):
-    """Digits whose training labels are in part wrong; ``flipped`` ``(n,)`` says which.
+    """Digits whose training labels are in part wrong; their dataset's ``flipped`` ``(n,)`` says which.
 
     Args:
         kind: Kind of the noise, see `inject_label_noise`.
@@ -56,8 +56,9 @@ class NoisyDigits(DigitsData):
         super().setup(stage)
         images, labels = self.train.tensors
         source = torch.Generator().manual_seed(self.seed)
-        noisy, self.flipped = inject_label_noise(labels, self.kind, self.rate, 10, generator=source)
+        noisy, flipped = inject_label_noise(labels, self.kind, self.rate, 10, generator=source)
         self.train = TensorDataset(images, noisy)
+        self.train.flipped = flipped
 
 
 class NoisyModel(DigitsModel):
@@ -68,18 +69,6 @@ class NoisyModel(DigitsModel):
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-class NoiseKept(L.Callback):
-    """Notes the share of wrong labels in each epoch's selection."""
-
-    def __init__(self, flipped: torch.Tensor) -> None:
-        self.flipped = flipped
-        self.shares: list[float] = []
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        registry = next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))
-        self.shares.append(float(self.flipped[registry.selection.indices].float().mean()))
-
-
 def train(name: str, rate: float, seed: int, kind: str, epochs: int, window: int) -> dict[str, float]:
     """Train once; return the test accuracy, the share of wrong labels that was kept, and the saved share."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -88,8 +77,8 @@ def train(name: str, rate: float, seed: int, kind: str, epochs: int, window: int
     L.seed_everything(seed, verbose=False)
     data = NoisyDigits(kind, rate, seed)
     data.setup("fit")
-    clean = (~data.flipped).nonzero().squeeze(1)[:NUM_CLEAN].tolist()
-    method, registry, kept = METHODS[name](window, clean), ScoreRegistry(), NoiseKept(data.flipped)
+    clean = (~data.train.flipped).nonzero().squeeze(1)[:NUM_CLEAN].tolist()
+    method, registry, monitor = METHODS[name](window, clean), ScoreRegistry(), PruningMonitor(flipped="flipped")
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -99,14 +88,14 @@ def train(name: str, rate: float, seed: int, kind: str, epochs: int, window: int
         enable_progress_bar=False,
         num_sanity_val_steps=0,
         check_val_every_n_epoch=epochs,
-        callbacks=[registry, *([] if method is None else [method]), kept],
+        callbacks=[registry, *([] if method is None else [method]), monitor],
     )
     model = NoisyModel()
     trainer.fit(model, data)
-    pruned = kept.shares[window : int(epochs * 0.875)]
+    kept = [values["noise_ratio"] for values in monitor.history[window : int(epochs * 0.875)]]
     return {
         "accuracy": trainer.test(model, data, verbose=False)[0]["test_accuracy"],
-        "noise": statistics.mean(pruned),
+        "noise": statistics.mean(kept),
         "saved": registry.saved_fraction,
     }
 
