@@ -328,11 +328,19 @@ def test_a_loss_that_is_not_finite_keeps_the_sample_with_weight_one():
 
 
 def test_an_epoch_is_never_empty():
-    """Of two samples of about one loss both often leave by the importance rule."""
-    for seed in range(8):
-        model = Model()
-        make_trainer(RePB(0.95, rule="importance", seed=seed), max_epochs=6).fit(model, make_loader(2, batch_size=2))
-        assert min(model.epoch_batches(6)) == 1
+    """By the importance rule two samples of about one loss may both leave: then the likelier one is trained."""
+    chances = window_inclusion(torch.tensor([1.0, 1.1]), torch.zeros(2, dtype=torch.int64), 0.9)
+    assert float(chances.max()) < 0.6
+    registry, method = ScoreRegistry(), RePB(0.9, rule="importance")
+    registry._allocate(2, torch.device("cpu"))
+    method.setup_columns(registry)
+    registry.counts.fill_(1)
+    registry.column("repb_chance").copy_(chances)
+    kept = [method.select(registry, 1, generator(seed)).indices.tolist() for seed in range(40)]
+    assert sorted(map(tuple, set(map(tuple, kept)))) == [(0,), (0, 1), (1,)]
+    both_leave = [torch.rand(2, generator=generator(seed)) >= chances for seed in range(40)]
+    assert any(bool(leave.all()) for leave in both_leave)
+    assert all(kept[seed] == [1] for seed in range(40) if bool(both_leave[seed].all()))
 
 
 @pytest.mark.parametrize("n", [1, 3])
