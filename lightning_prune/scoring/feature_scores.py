@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_prune._checks import check_choice, check_int, check_ratio
 from lightning_prune.plan import num_keep
 from lightning_prune.probe import evaluating
-from lightning_prune.rng import make_generator
+from lightning_prune.rng import isolated_rng, make_generator
 from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.contextual_diversity import contextual_diversity
 from lightning_prune.scoring.craig import craig
@@ -193,8 +193,8 @@ def score_module(
         shown = collect_features(module, dataloader, seed=seed, progress=progress)
         return score_features(method, shown, prune_ratio=prune_ratio, seed=seed, **parameters)
     scores, targets = [], []
-    with evaluating(module):
-        for _, batch in batches(module, in_order(dataloader), method, seed=seed, progress=progress):
+    with evaluating(module), isolated_rng(seed):
+        for _, batch in batches(module, in_order(dataloader), method, progress=progress):
             inputs, labels = split_batch(batch)
             scores.append(deepfool(module, inputs, **parameters).cpu())
             targets.append(check_targets(labels, rows=len(scores[-1])).cpu())

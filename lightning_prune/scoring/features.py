@@ -138,8 +138,8 @@ def collect_features(
     total = len(loader.dataset)  # type: ignore[arg-type]
     kinds = {"logits": torch.float32, "targets": torch.int64, "features": dtype}
     rows: dict[str, Tensor] = {}
-    with evaluating(module), _last_linear(module) as head:
-        for i, (ids, batch) in enumerate(batches(module, loader, "Features", seed=seed, progress=progress)):
+    with evaluating(module), isolated_rng(seed), _last_linear(module) as head:
+        for i, (ids, batch) in enumerate(batches(module, loader, "Features", progress=progress)):
             for name, values in _show(module, batch, i, len(ids), head).items():
                 if name not in rows:
                     rows[name] = torch.empty(total, *values.shape[1:], dtype=kinds[name])
@@ -167,16 +167,15 @@ def in_order(dataloader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def batches(
-    module: nn.Module, loader: DataLoader[Any], description: str, *, seed: int, progress: bool
+    module: nn.Module, loader: DataLoader[Any], description: str, *, progress: bool
 ) -> Iterator[tuple[range, Any]]:
-    """Yield ids and batch, on the module's device, of a loader that :func:`in_order` made; draws are from ``seed``."""
+    """Yield ids and batch, on the module's device, of a loader that :func:`in_order` made."""
     device = next((values.device for values in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     ids, size = range(len(loader.dataset)), int(loader.batch_size or 1)  # type: ignore[arg-type]
-    with isolated_rng(seed):
-        for i, batch in enumerate(tqdm(loader, description, disable=not progress)):
-            if isinstance(module, LightningModule):
-                batch = _trainer.to_module(module, batch)
-            yield ids[i * size : (i + 1) * size], move_data_to_device(batch, device)
+    for i, batch in enumerate(tqdm(loader, description, disable=not progress)):
+        if isinstance(module, LightningModule):
+            batch = _trainer.to_module(module, batch)
+        yield ids[i * size : (i + 1) * size], move_data_to_device(batch, device)
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:

@@ -104,6 +104,20 @@ def test_nothing_is_left_behind():
     assert not any(part._forward_pre_hooks for part in net)
 
 
+def test_nothing_is_left_behind_by_a_pass_that_fails():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            torch.rand(1)
+            raise RuntimeError("broken")
+
+    net, state = nn.Sequential(Broken(D, C)), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="broken") as error:
+        collect_features(net, loader(), progress=False)
+    assert torch.equal(torch.get_rng_state(), state), error
+    assert net.training
+    assert not net[0]._forward_pre_hooks
+
+
 def test_a_progress_bar(capsys):
     collect_features(network(), loader(), progress=False)
     assert not capsys.readouterr().err
