@@ -216,6 +216,12 @@ def test_importance(values, data):
     assert set((chances >= 1).nonzero().flatten().tolist()) <= set(drawn.tolist())
 
 
+@exported("importance_inclusion")
+def test_importance_that_rounding_swallows():
+    chances = functional.importance_inclusion(torch.tensor([2.0, 2.0, 2.0, 2.0, 2.0, 2e-16]), 5)
+    assert chances.sum().item() == pytest.approx(5)
+
+
 @exported("selective_backprop_probs")
 @quick
 @given(st.integers(1, 300), st.sampled_from([0.01, 0.25, 0.5, 1.0]))
