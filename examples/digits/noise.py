@@ -18,11 +18,10 @@ from itertools import product
 import lightning.pytorch as L
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from examples.digits.task import DigitsData, DigitsModel
+from examples.digits.task import DigitsModel
+from examples.experiments.data import NoisyDigits
 from lightning_prune import AlignPrune, InfoBatch, PruningCallback, PruningMonitor, ScoreRegistry
-from lightning_prune.data import inject_label_noise
 
 NUM_CLEAN = 100
 """Size of the clean reference set."""
@@ -39,28 +38,6 @@ METHODS: dict[str, Callable[[int, list[int]], PruningCallback | None]] = {
 }
 
 
-class NoisyDigits(DigitsData):
-    """Digits whose training labels are in part wrong; their dataset's ``flipped`` ``(n,)`` says which.
-
-    Args:
-        kind: Kind of the noise, see `inject_label_noise`.
-        rate: Share of wrong labels.
-        seed: Seed of the split and of the noise.
-    """
-
-    def __init__(self, kind: str, rate: float, seed: int) -> None:
-        super().__init__(split_seed=seed)
-        self.kind, self.rate, self.seed = kind, rate, seed
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        images, labels = self.train.tensors
-        source = torch.Generator().manual_seed(self.seed)
-        noisy, flipped = inject_label_noise(labels, self.kind, self.rate, 10, generator=source)
-        self.train = TensorDataset(images, noisy)
-        self.train.flipped = flipped
-
-
 class NoisyModel(DigitsModel):
     """A layer of 128 units, which learns the rule well before it memorises the exceptions, as large networks do."""
 
@@ -75,7 +52,7 @@ def train(name: str, rate: float, seed: int, kind: str, epochs: int, window: int
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)  # such small layers are slower on several threads
     L.seed_everything(seed, verbose=False)
-    data = NoisyDigits(kind, rate, seed)
+    data = NoisyDigits(kind, rate, split_seed=seed)
     data.setup("fit")
     clean = (~data.train.flipped).nonzero().squeeze(1)[:NUM_CLEAN].tolist()
     method, registry, monitor = METHODS[name](window, clean), ScoreRegistry(), PruningMonitor(flipped="flipped")
