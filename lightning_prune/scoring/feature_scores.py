@@ -213,6 +213,17 @@ def check_parameters(method: str, parameters: dict[str, Any]) -> None:
         raise ValueError(f"Expected parameters of {method} among {list(known)}, but got {unknown}.")
 
 
+def try_parameters(method: str, parameters: dict[str, Any]) -> None:
+    """Refuse parameters out of range, before a module is trained for them: score two samples, of no module."""
+    sized = {"first", "num_clusters"}  # their range is that of the dataset
+    parameters = {name: value for name, value in parameters.items() if name not in sized}
+    eye = torch.eye(2)
+    if method == "DeepFool":
+        deepfool(nn.Identity(), eye, **parameters)
+    else:
+        score_features(method, Features(logits=eye, targets=torch.arange(2), features=eye), prune_ratio=0, **parameters)
+
+
 def _one_visit(tracker: Tracker, shown: Features) -> _Result:
     inputs = {name: getattr(shown, name) for name in tracker.needs}
     tracker.update(torch.arange(len(shown), device=next(iter(inputs.values())).device), **inputs)

@@ -13,7 +13,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_prune._checks import check_choice, check_ratio
 from lightning_prune._trainer import get_callbacks, set_callbacks
 from lightning_prune.callback import PruningCallback
-from lightning_prune.scoring.feature_scores import FEATURE_METHODS, ONE_VISIT, check_parameters, score_module
+from lightning_prune.scoring.feature_scores import (
+    FEATURE_METHODS,
+    ONE_VISIT,
+    check_parameters,
+    score_module,
+    try_parameters,
+)
 from lightning_prune.scoring.recorder import TRACKERS, ScoreRecorder
 from lightning_prune.scoring.score_file import ScoreFile, check_path, load_scores
 from lightning_prune.scoring.summary import summarize
@@ -64,6 +70,8 @@ class ScoringTrainer(Trainer):
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
         one_pass = method in FEATURE_METHODS or (method in ONE_VISIT and ckpt_path is not None)
+        if one_pass:
+            try_parameters(method, parameters)
         recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to) if not one_pass else None
         callbacks = get_callbacks(self)
         scoring = [callback for callback in callbacks if not isinstance(callback, PruningCallback)]

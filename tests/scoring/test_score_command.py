@@ -13,6 +13,7 @@ import yaml
 
 from lightning_prune.cli import main
 from lightning_prune.scoring import load_scores, score_module
+from lightning_prune.scoring.feature_scores import FEATURE_METHODS, try_parameters
 from tests.helpers import make_loader
 from tests.scoring.helpers import ScoredModel
 
@@ -172,6 +173,27 @@ def save_nothing(path):
 def test_bad_input(config, capsys, args, match):
     assert match in fails(capsys, "--config", config, *args)
     assert not Path("a.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "match"),
+    [
+        ("Prune4ReL", "threshold=2", "`threshold` to be a number in [0, 1), but got 2."),
+        ("Moderate", "center=mode", "`center` to be one of ['median', 'mean'], but got 'mode'."),
+        ("GLISTER", "rounds=0", "`rounds` to be an int >= 1, but got 0."),
+        ("SSP", "max_iter=0", "`max_iter` to be an int >= 1, but got 0."),
+        ("DeepFool", "max_iter=0", "`max_iter` to be an int >= 1, but got 0."),
+    ],
+)
+def test_no_module_is_trained_for_bad_arguments(config, capsys, monkeypatch, method, argument, match):
+    monkeypatch.setattr(CommandModel, "training_step", None)
+    args = [f"--method={method}", f"--method_args.{argument}", "--save_to=a.npz"]
+    assert match in fails(capsys, "--config", config, *args)
+
+
+@pytest.mark.parametrize("method", FEATURE_METHODS)
+def test_good_arguments_pass_the_trial(method):
+    try_parameters(method, {"first": 9} if method in ("KCenter", "ContextualDiversity") else {})
 
 
 @pytest.mark.parametrize("save", [save_text, save_other, save_nothing])
