@@ -105,7 +105,7 @@ def huge(*, n: int = 100_000_000) -> list[Row]:
     what, peak = "InfoBatch: end of epoch and the next one's batches", max(figures["peak"], figures["peak_full"])
     return [
         Row(what, n, [seconds], unit="s"),
-        Row(f"{what} / plain sampling", n, [seconds / base], 0.5, 0.3),
+        Row(f"{what} / plain sampling", n, [seconds / base]),
         Row("InfoBatch: memory of the whole process at its peak", n, [figures["process"] / 2**30], 16, unit="GiB"),
         Row(
             "InfoBatch: peak of the end of an epoch",
