@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -182,8 +183,9 @@ class RunningEpoch:
 
     @property
     def step_size(self) -> int:
-        """Positions of the plan that the ranks together train in one step."""
-        return int(self.batch_sampler.batch_size or 1) * self.plan.world_size
+        """Positions of the plan that the ranks together train in one step; on average, if batches differ in size."""
+        size = self.batch_sampler.batch_size or math.ceil(self.plan.shard_size / max(1, len(self.batch_sampler)))
+        return int(size) * self.plan.world_size
 
     @property
     def positions_done(self) -> int:
