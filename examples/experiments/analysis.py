@@ -221,10 +221,10 @@ No method anneals here, as in the paper. Mean ± standard deviation over the see
 - Overlap: OrderDP's selections become more alike in the course of the training, as in the paper, and overlap more than
   InfoBatch's, at 40 % from the second fifth on, at 70 % from the fourth on. Before, they overlap less than by chance,
   since samples never seen go first.
-- Cosine: at 70 %, OrderDP is closer to the full gradient than InfoBatch from the second fifth on, as in Table 11. At 40 %
-  it is the other way round here (InfoBatch 0.97-1.00, OrderDP 0.89-0.96): the paper's order does not show.
-- Norm: near 1 / (kept share) for InfoBatch at 40 % (an unbiased sum over fewer samples); at 70 %, where its few kept easy
-  samples weigh 17, it grows to 7-12 times and varies: the instability of Appendix D.6.
+- Cosine: at 70 %, OrderDP is closer to the full gradient than InfoBatch from the second fifth on, as in Table 11. At
+  40 % it is the other way round here (InfoBatch 0.97-1.00, OrderDP 0.89-0.96): the paper's order does not show.
+- Norm: near 1 / (kept share) for InfoBatch at 40 % (an unbiased sum over fewer samples); at 70 %, where its few kept
+  easy samples weigh 17, it grows to 7-12 times and varies: the instability of Appendix D.6.
 
 ## Use of the samples by OrderDP (Appendix D.4, Figures 9-11)
 
@@ -236,8 +236,8 @@ As in the paper, no sample is never used, at 99 % either, and most are used with
 Symmetric noise, 30 epochs, window 10; the share is the mean over epochs 10 to 25, in which all methods prune.
 
 {noise}
-Ranking by loss keeps more wrong labels than there are; ranking by alignment does not: about their share in the data, or a
-little less. Random pruning is the most accurate of these here.
+Ranking by loss keeps more wrong labels than there are; ranking by alignment does not: about their share in the data, or
+a little less. Random pruning is the most accurate of these here.
 """
 
 
