@@ -396,7 +396,8 @@ class Comparison:
         """Raise if a run did not log the metric; choose one if none is named."""
         logged = sorted(result["metrics"])
         if self.metric is None:
-            self.metric = next((name for name in logged if "acc" in name.lower()), None)
+            own = [name for name in logged if not name.startswith("prune/")]  # not prune/jaccard
+            self.metric = next((name for name in own if "acc" in name.lower()), None)
         if self.metric not in logged:
             got = "none is named, and none has 'acc' in its name" if self.metric is None else f"got {self.metric!r}"
             raise RefusedError(f"Expected `--metric` to be one that the training logs, of {logged}, but {got}.")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lightning_prune.cli import main
+from lightning_prune.compare.main import Comparison, RefusedError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
 
@@ -220,6 +221,15 @@ def test_metric_must_be_logged(capsys):
         "Expected `--metric` to be one that the training logs, of ['val_accuracy', 'val_loss'], but got 'val_f1'"
         in message
     )
+
+
+def test_default_metric_is_an_accuracy_of_the_trainings_own(tmp_path):
+    comparison = Comparison(tmp_path, {"max_epochs": 1, "accelerator": "cpu", "devices": 1}, 1, None)
+    comparison.check_metric({"metrics": {"prune/jaccard": 1.0, "val_acc": 0.5, "val_loss": 1.0}})
+    assert comparison.metric == "val_acc"
+    comparison.metric = None
+    with pytest.raises(RefusedError, match="none is named, and none has 'acc' in its name"):
+        comparison.check_metric({"metrics": {"prune/jaccard": 1.0, "val_loss": 1.0}})
 
 
 def test_budget_is_the_number_of_epochs(capsys):
