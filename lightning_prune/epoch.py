@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,6 @@ class RunningEpoch:
         record_names: tuple[str, ...],
         device: torch.device,
     ) -> None:
-        self.selection = selection
         self.batch_sampler = batch_sampler
         self.record_names = record_names
         self.device = device
@@ -223,6 +223,15 @@ class RunningEpoch:
         if isinstance(self.batch_sampler, PlanBatchSampler) and "slot_of" not in self.__dict__:
             done = min(done, self.batches_done * self.batch_sampler.batch_size)
         return self.log[:, :done].cpu().clone()
+
+    def recorded(self, ranks: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return ids and losses ``(m,)``, on the CPU, that are in the ranks' logs: each ``"log"`` of a `log_state`."""
+        logs = torch.full((self.plan.world_size, self.plan.shard_size), ABSENT)
+        for row, local in zip(logs, ranks, strict=False):  # after an exception in a DDP run there is only one
+            row[: local["log"].shape[1]] = local["log"][0]
+        losses = self.plan.unshard(logs)
+        present = losses != ABSENT
+        return self.plan.order[present].long(), losses[present]
 
     def continue_from(self, batches_done: int, log: Tensor | None) -> None:
         """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""

@@ -126,6 +126,11 @@ class Selection:
         """Select the samples whose ``mask`` ``(n,)`` is True, ascending, unweighted."""
         return cls(ids_of(mask))
 
+    def mask(self, num_samples: int) -> Tensor:
+        """Return which of ``num_samples`` samples are selected ``(num_samples,)``, bool, on the indices' device."""
+        none = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
+        return none.index_fill_(0, self.indices, True)
+
     def check(self, num_samples: int) -> None:
         """Raise ValueError unless this selects at least one of ``num_samples`` samples, none twice, weights finite."""
         if len(self) == 0:

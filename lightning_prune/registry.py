@@ -17,7 +17,7 @@ from lightning_prune.callback import PruningCallback
 from lightning_prune.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.methods._shared import count_nonfinite, finite_mean
 from lightning_prune.mixin import StepRecord, WeightedLossMixin, wrong_length
-from lightning_prune.plan import Selection, scheduler_calls
+from lightning_prune.plan import EpochPlan, Selection, ids_of, scheduler_calls
 from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_state
 from lightning_prune.sampler import PlanSampler
 from lightning_prune.table import SampleTable, changed_length
@@ -66,7 +66,8 @@ class ScoreRegistry(SampleTable, Callback):
         self.max_steps: int | None = None
         self.global_step = 0
         self._epoch = 0
-        self._selection: Selection | None = None
+        self._selected: Tensor | None = None
+        self._plan: EpochPlan | None = None
         self._running: RunningEpoch | None = None
         self._picking: probe.PickingStep | None = None
         self._trained_steps = 0
@@ -93,9 +94,24 @@ class ScoreRegistry(SampleTable, Callback):
         return self._epoch
 
     @property
+    def selected(self) -> Tensor:
+        """Which samples ``(n,)``, bool, are in the selection of the running epoch, or of the last one."""
+        return torch.ones_like(self.losses, dtype=torch.bool) if self._selected is None else self._selected
+
+    @property
     def selection(self) -> Selection | None:
-        """Selection of the running epoch, or of the last one; None before the first."""
-        return self._selection
+        """Selection of the running epoch, or of the last one, ids ascending; None before the first.
+
+        Made anew when asked for: what is kept is a mask, and the weights in the order of the visit.
+        """
+        plan = self._plan
+        if plan is None:
+            return None
+        indices = ids_of(self.selected)
+        if plan.weights is None:
+            return Selection(indices)
+        weights = torch.ones(self.num_samples).index_copy_(0, plan.order.long(), plan.weights)
+        return Selection(indices, weights.to(indices.device).index_select(0, indices))
 
     @property
     def saved_fraction(self) -> float:
@@ -227,7 +243,7 @@ class ScoreRegistry(SampleTable, Callback):
     def _reset(self, num_samples: int, device: torch.device) -> None:
         self._allocate(num_samples, device)
         self._epoch = self._trained_steps = self._full_steps = 0
-        self._running = self._selection = None
+        self._running = self._selected = self._plan = None
         if self._method is not None:
             self._method.setup_columns(self)
 
@@ -270,24 +286,28 @@ class ScoreRegistry(SampleTable, Callback):
         if self._fresh_loader:  # the loop has just been set up with the loader's full length
             self._full_batches = int(trainer.num_training_batches)
             self._fresh_loader = False
-        running = self._plan_epoch()
+        self._plan_epoch()
         _trainer.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
         if self._first_epoch and not _trainer.will_iterate(trainer):
-            is_full = self._epoch == 0 and len(running.selection) == self.num_samples
+            is_full = self._epoch == 0 and self._selected is None
             if self._resumed or not is_full:
                 _trainer.iterate(trainer, keep_rng=not self._resumed)
         self._first_epoch = False
 
-    def _plan_epoch(self) -> RunningEpoch:
-        """Derive selection, plan and an empty log; a pure function of the state at the epoch's start."""
+    def _plan_epoch(self, selection: Selection | None = None) -> RunningEpoch:
+        """Make plan and an empty log of the epoch's selection, which is derived unless it is given."""
+        selection = self._select() if selection is None else selection
         names = () if self._method is None else self._method.record_names
         loader = self._planned_loader
-        self._selection = self._select()
-        self._running = RunningEpoch(self._selection, self._epoch, loader.batch_sampler, names, self.losses.device)
+        device = self.losses.device
+        self._selected = None if len(selection) == self.num_samples else selection.mask(self.num_samples).to(device)
+        self._running = RunningEpoch(selection, self._epoch, loader.batch_sampler, names, device)
+        self._plan = self._running.plan
         return self._running
 
     def _select(self) -> Selection:
+        """Derive the epoch's selection: a pure function of the state at its start."""
         method = self._method
         if method is None or self._epoch < method.warmup_epochs:
             return Selection.all(self.num_samples)
@@ -375,13 +395,10 @@ class ScoreRegistry(SampleTable, Callback):
 
     def _close_epoch(self) -> dict[str, float | Tensor]:
         """Commit the epoch's log: one collective, one scatter. Return what to log."""
-        running, selection = self.running, self.running.selection
+        running = self.running
         record = running.collect()
         self.losses.scatter_(0, record.indices, record.losses)
-        if len(selection) == self.num_samples:
-            self.counts.add_(1)
-        else:
-            self.counts[selection.indices.to(self.counts.device)] += 1
+        self._count(self._selected)
         nonfinite = count_nonfinite(record.losses)
         if nonfinite:
             rank_zero_warn(
@@ -391,7 +408,7 @@ class ScoreRegistry(SampleTable, Callback):
         self._trained_steps += running.positions_trained
         self._full_steps += min(self.num_samples, self._full_batches * running.step_size)
         metrics: dict[str, float | Tensor] = {
-            "prune/kept_fraction": len(selection) / self.num_samples * running.trained_fraction,
+            "prune/kept_fraction": len(running.plan.order) / self.num_samples * running.trained_fraction,
             "prune/saved_fraction": self.saved_fraction,
             "prune/score_mean": finite_mean(self.losses).float(),
             "prune/nonfinite": float(nonfinite),
@@ -453,6 +470,10 @@ class ScoreRegistry(SampleTable, Callback):
             }
             local["log"] = running.log_state()
         state["ranks"] = self._gather(local)
+        if running is not None and self._selected is None and running.weights is None:
+            # the selection need not be derived again from the losses that the epoch's log replaces
+            known, _ = running.recorded(state["ranks"])
+            state["losses"], state["all_selected"] = state["losses"][~Selection(known).mask(self.num_samples)], True
         return state
 
     def _gather(self, local: dict[str, Any]) -> list[dict[str, Any]]:
@@ -476,7 +497,9 @@ class ScoreRegistry(SampleTable, Callback):
                 "It was written by a newer lightning-prune: upgrade to resume it."
             )
         loader = self._planned_loader
-        self._load_table(state, loader.num_samples, pl_module.device)
+        all_selected = state["open"] and state.get("all_selected", False)
+        unknown = {"losses": torch.full((loader.num_samples,), math.nan)} if all_selected else {}
+        self._load_table({**state, **unknown}, loader.num_samples, pl_module.device)
         if (before := state.get("dataset")) not in (None, now := self._fingerprint()):
             rank_zero_warn(
                 f"The checkpoint's per-sample state belongs to the dataset {before} (class, dataset_id), but the run "
@@ -507,7 +530,8 @@ class ScoreRegistry(SampleTable, Callback):
     def _continue_epoch(self, trainer: Trainer, state: dict[str, Any], local: dict[str, Any]) -> None:
         """Re-derive the plan of an epoch that was open when the checkpoint was written, and go on in its middle."""
         self._full_batches, self._fresh_loader = state["full_batches"], False
-        running = self._plan_epoch()
+        all_selected = state.get("all_selected", False)
+        running = self._plan_epoch(Selection.all(self.num_samples) if all_selected else None)
         world_size = running.plan.world_size
         if (before := state.get("world_size", world_size)) != world_size:
             raise MisconfigurationException(
@@ -527,6 +551,10 @@ class ScoreRegistry(SampleTable, Callback):
                 "written, but got another one: the method, its arguments, or the version of lightning-prune or torch "
                 "is not the same. Resume as the run was started, or from a checkpoint of an epoch's end."
             )
+        if all_selected:  # the checkpoint holds the losses of the samples that are not in the epoch's log
+            known, losses = (values.to(self.losses.device) for values in running.recorded(state["ranks"]))
+            rest = ids_of(~Selection(known).mask(self.num_samples))
+            self.losses.index_copy_(0, known, losses).index_copy_(0, rest, state["losses"].to(losses.device))
         running.continue_from(state["batches_done"], local["log"])
         running.num_dropped = state.get("num_dropped", 0)
         if trainer.current_epoch == self._epoch:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_prune.export import save_table
 
+_MOST_INT16 = torch.iinfo(torch.int16).max
+
 _Table = TypeVar("_Table", bound="SampleTable")
 
 
@@ -37,7 +39,7 @@ class SampleTable:
 
     @property
     def counts(self) -> Tensor:
-        """Number of finished epochs ``(n,)``, int32, in whose selection a sample was."""
+        """Number of finished epochs ``(n,)`` in whose selection a sample was; int16, int32 beyond 32,767 epochs."""
         return _allocated(self._counts)
 
     @property
@@ -114,8 +116,15 @@ class SampleTable:
     def _allocate(self, num_samples: int, device: torch.device) -> None:
         """Start with nothing known of ``num_samples`` samples."""
         self._losses = torch.full((num_samples,), math.nan, device=device)
-        self._counts = torch.zeros(num_samples, dtype=torch.int32, device=device)
+        self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
         self._columns, self.state = {}, {}
+
+    def _count(self, selected: Tensor | None) -> None:
+        """Add 1 to the counts of the selected ``(n,)``; None: of all."""
+        counts = self.counts
+        counts.add_(1 if selected is None else selected)
+        if int(counts.max()) == _MOST_INT16:
+            self._counts = counts.int()
 
     def _table_state(self) -> dict[str, Any]:
         """Return the table as plain tensors on the CPU, for a checkpoint."""
@@ -132,7 +141,8 @@ class SampleTable:
         if state["num_samples"] != num_samples:
             raise changed_length(state["num_samples"], num_samples)
         self._losses = state["losses"].to(device)
-        self._counts = state["counts"].to(device, torch.int32)
+        counts = state["counts"]
+        self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16)
         self._columns = {name: values.to(device) for name, values in state.get("columns", {}).items()}
         self.state = {name: values.to(device) for name, values in state.get("state", {}).items()}
 

@@ -11,6 +11,7 @@ import torch
 
 from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
 from lightning_prune import export as export_module
+from lightning_prune.table import SampleTable
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 
@@ -26,7 +27,7 @@ def test_public_state():
     assert registry.epoch == 3
     assert registry.losses.shape == registry.counts.shape == (40,)
     assert registry.losses.dtype == torch.float32
-    assert registry.counts.dtype == torch.int32
+    assert registry.counts.dtype == torch.int16
     assert len(registry.selection) == 40
     assert registry.counts.sum() == 100
     assert registry.losses.device == model.device
@@ -208,3 +209,19 @@ def test_loader_and_trainer_are_as_before_after_a_fit():
     assert trainer.train_dataloader is loader
     assert type(trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
     assert model._pruning_step is None
+
+
+def test_counts_outgrow_int16():
+    """In a run of more than 32,767 epochs, and through a checkpoint of one."""
+    table = SampleTable()
+    table._allocate(3, torch.device("cpu"))
+    table.counts.fill_(32_765)
+    mask = torch.tensor([True, False, True])
+    for _ in range(4):
+        table._count(mask)
+    assert table.counts.tolist() == [32_769, 32_765, 32_769]
+    other = SampleTable()
+    other._load_table(table._table_state(), 3, torch.device("cpu"))
+    assert other.counts.tolist() == [32_769, 32_765, 32_769]
+    other._count(None)
+    assert other.counts.tolist() == [32_770, 32_766, 32_770]

@@ -100,9 +100,8 @@ class PeriodicPruning(PruningCallback):
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Update the statistics, and note a new choice."""
         self.update(registry, record)
-        if registry.selection is not None and self._chooses(registry.epoch):
-            chosen = registry.column(_CHOSEN).fill_(False)
-            chosen.index_fill_(0, registry.selection.indices.to(chosen.device), True)
+        if self._chooses(registry.epoch):
+            registry.column(_CHOSEN).copy_(registry.selected)
 
     def _chooses(self, epoch: int) -> bool:
         return is_choice_epoch(epoch, max(1, self.warmup_epochs), self.every_n_epochs)

@@ -42,7 +42,8 @@ def below(scores: Tensor, threshold: Tensor) -> Tensor:
     bound = threshold.to(scores.dtype)
     above = torch.nextafter(bound, torch.full_like(bound, torch.inf))
     bound = torch.where(bound < threshold, above, bound)  # the least score that is not below the threshold
-    return (scores < bound) & (scores > -torch.inf)
+    low = scores < bound
+    return low if bool(scores.amin() > -torch.inf) else low & (scores > -torch.inf)  # a NaN makes the least one NaN
 
 
 def count_nonfinite(scores: Tensor) -> int:

@@ -11,7 +11,7 @@ from lightning_prune.methods._shared import double_sum, sort_rows
 def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
     """Return ``min(1, tau * importance)``, where each row's ``tau`` makes the row add up to its budget.
 
-    With a row's values sorted, ``a_j`` gets 1 where ``a_j (budget - number above) >= sum up to j``, which holds for the
+    With a row's values sorted, ``a_j`` gets 1 where ``a_j (budget - number above) > sum up to j``, which holds for the
     highest ones only; where they begin is found by bisection.
 
     Args:
@@ -46,7 +46,7 @@ def _first_full(rising: Tensor, budget: float) -> tuple[int, float]:
     while first < end:
         middle = (first + end) // 2
         value, before = float(rising[middle]), below + float(double_sum(rising[first:middle]))
-        if 0 < value * (budget - (size - 1 - middle)) >= before + value:
+        if value * (budget - (size - 1 - middle)) > before + value:
             end = middle
         else:
             first, below = middle + 1, before + value
@@ -63,7 +63,7 @@ def _full_rows(rising: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
         middle = (first + end) // 2
         probe = middle.clamp(max=size - 1)
         value = rising.gather(1, probe).double()
-        full = (value > 0) & (value * (budget - (size - 1 - probe)) >= sums.gather(1, probe))
+        full = value * (budget - (size - 1 - probe)) > sums.gather(1, probe)
         end, first = torch.where(full, middle, end), torch.where(full | (first >= end), first, middle + 1)
     below = sums.gather(1, (first - 1).clamp_(min=0))
     return size - first, torch.where(first > 0, below, 0)

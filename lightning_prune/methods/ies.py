@@ -131,11 +131,9 @@ class IES(PruningCallback):
         """Record the epoch's losses, and those of the skipped samples from a forward pass."""
         slot = registry.column(_COLUMN)[registry.epoch % (self.moving_average + 3)]
         slot.fill_(torch.nan).scatter_(0, record.indices, record.losses)
-        selection = registry.selection
-        if selection is None or len(selection) == registry.num_samples:
+        indices = ids_of(~registry.selected)
+        if len(indices) == 0:
             return
-        skipped = torch.ones_like(slot, dtype=torch.bool).index_fill_(0, selection.indices.to(slot.device), False)
-        indices = ids_of(skipped)
         losses = registry.refresh_losses(indices)
         slot.scatter_(0, indices, losses)
         registry.losses.scatter_(0, indices, losses)

@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
-from lightning_prune.plan import Selection, ids_of, num_keep
-from lightning_prune.rng import permutation, resolve_generator
+from lightning_prune.plan import Selection, ids_of, num_keep, random_submask
+from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
     from lightning_prune.registry import ScoreRegistry
@@ -49,14 +49,14 @@ def orderdp(
     check_scores("scores", scores)
     check_int("explore_size", explore_size, low=1, high=len(scores))
     check_int("exploit_size", exploit_size, low=1, high=explore_size)
-    candidates = permutation(len(scores), resolve_generator(generator))[:explore_size].to(scores.device)
+    generator = resolve_generator(generator)
+    everyone = torch.ones_like(scores, dtype=torch.bool)
+    candidates = ids_of(random_submask(everyone, explore_size, generator))
     values = infinite_where_nonfinite(scores.index_select(0, candidates))
     threshold = kth_lowest(values, explore_size - exploit_size + 1)
-    above, ties = values > threshold, ids_of(values == threshold)
-    # the candidates are in random order, so the first of the tied ones are a uniform draw
-    above[ties[: exploit_size - int(above.count_nonzero())]] = True
-    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    return Selection.from_mask(keep.index_fill_(0, candidates[above].long(), True))
+    above = values > threshold
+    above |= random_submask(values == threshold, exploit_size - int(above.count_nonzero()), generator)
+    return Selection(candidates.index_select(0, ids_of(above)))
 
 
 def orderdp_inclusion(num_samples: int, explore_size: int, exploit_size: int) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 
 from lightning_prune._checks import check_int, check_ratio
 from lightning_prune.callback import PruningCallback
-from lightning_prune.plan import Selection, num_keep
-from lightning_prune.rng import permutation, resolve_generator
+from lightning_prune.plan import Selection, num_keep, random_submask
+from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
     from lightning_prune.registry import ScoreRegistry
@@ -23,8 +23,8 @@ def random_subset(num_samples: int, k: int, *, generator: torch.Generator | None
         3
     """
     check_int("k", k, low=1, high=num_samples)
-    drawn = permutation(num_samples, resolve_generator(generator))[:k].long()
-    return Selection.from_mask(torch.zeros(num_samples, dtype=torch.bool).index_fill_(0, drawn, True))
+    everyone = torch.ones(num_samples, dtype=torch.bool)
+    return Selection.from_mask(random_submask(everyone, k, resolve_generator(generator)))
 
 
 class RandomPruning(PruningCallback):

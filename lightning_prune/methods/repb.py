@@ -291,14 +291,13 @@ class RePB(PruningCallback):
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Set each sample's chance to be in the next epoch, from its window in this one."""
-        selection = registry.selection
-        if selection is None or len(record.indices) == 0:
+        if len(record.indices) == 0:
             return
+        selected = registry.selected
         scores, lengths = self._scores(registry, record).cpu(), self._lengths(record)
         low = judge_windows(scores, lengths, _low, torch.bool)
-        ratio = self._ratio(registry.num_samples, len(selection), int(low.count_nonzero()))
-        chance = registry.column(_CHANCE).fill_(1 - ratio)
-        chance.index_fill_(0, selection.indices.to(chance.device), 1.0)
+        ratio = self._ratio(registry.num_samples, int(selected.count_nonzero()), int(low.count_nonzero()))
+        chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
         if self.rule == "importance":
             chances = judge_windows(scores, lengths, partial(_chances, ratio), torch.float32)
             chance.scatter_(0, record.indices, chances.to(chance.device))

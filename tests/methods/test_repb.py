@@ -94,7 +94,7 @@ class Simulation:
         registry = self.registry
         for epoch in range(epochs):
             chosen = self.method.select(registry, epoch, make_generator(self.seed, epoch, "select"))
-            registry._selection = chosen
+            registry._selected = chosen.mask(registry.num_samples)
             order = chosen.indices[torch.randperm(len(chosen), generator=make_generator(self.seed, epoch, "order"))]
             registry.counts[chosen.indices] += 1
             record = EpochRecord(order, registry.losses[order], None, self.batch_size, {})
