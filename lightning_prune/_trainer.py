@@ -93,7 +93,23 @@ class _PlannedSource(_DataLoaderSource):
         self.source.instance = value
 
     def dataloader(self) -> Any:
-        return self.transform(self.source.dataloader())
+        try:
+            return self.transform(self.source.dataloader())
+        except BaseException:
+            _restore_loader_classes()
+            raise
+
+
+def _restore_loader_classes() -> None:
+    """Undo what Lightning patches in these classes while it asks for loaders, and leaves there after an exception."""
+    classes: list[type] = [DataLoader, BatchSampler]
+    for cls in classes:
+        children: list[type] = type.__subclasses__(cls)
+        classes += [child for child in children if child not in classes]
+        for name in ("__setattr__", "__delattr__", "__init__"):
+            if (before := cls.__dict__.get(f"__old{name}")) is not None:
+                setattr(cls, name, before)
+                delattr(cls, f"__old{name}")
 
 
 def install_source(trainer: Trainer, transform: Callable[[Any], Any]) -> None:

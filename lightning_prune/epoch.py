@@ -71,6 +71,7 @@ class RunningEpoch:
         batch_sampler: What the loader draws from; its sampler is given the plan.
         record_names: Names of the per-sample values recorded beside the loss.
         device: Where the log and the weights live.
+        weighs: Hand steps weights of 1 where the selection has none, so that a compiled step meets one kind of input.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class RunningEpoch:
         batch_sampler: PlanBatchSampler | RecordingBatchSampler,
         record_names: tuple[str, ...],
         device: torch.device,
+        *,
+        weighs: bool = False,
     ) -> None:
         self.batch_sampler = batch_sampler
         self.record_names = record_names
@@ -96,6 +99,8 @@ class RunningEpoch:
         self._num_batches = len(batch_sampler)
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
+        longest = batch_sampler.batch_size or self.plan.shard_size
+        self._ones = torch.ones(longest, device=device) if weighs and weights is None else None
         self._slots: slice | Tensor = slice(0, 0)
         self._batch_slots: slice | Tensor = self._slots
 
@@ -127,7 +132,10 @@ class RunningEpoch:
 
     def weights_of(self, indices: Tensor) -> Tensor | None:
         """Return the loss weights ``(B,)`` of samples by id, or None in an epoch without weights."""
-        return None if self.weight_of is None else self.weight_of[indices.to(self.device)]
+        return self._no_weights(len(indices)) if self.weight_of is None else self.weight_of[indices.to(self.device)]
+
+    def _no_weights(self, length: int) -> Tensor | None:
+        return None if self._ones is None else self._ones[:length]
 
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
@@ -136,7 +144,7 @@ class RunningEpoch:
         if isinstance(batch_sampler, PlanBatchSampler):
             start = batch_idx * batch_sampler.batch_size
             self._slots = self._batch_slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
-            return None if self.weights is None else self.weights[self._slots]
+            return self._no_weights(self.step_length) if self.weights is None else self.weights[self._slots]
         indices = torch.tensor(batch_sampler.batches[batch_idx], device=self.device)
         self._slots = self._batch_slots = self.slot_of[indices]
         return self.weights_of(indices)
@@ -162,7 +170,7 @@ class RunningEpoch:
         """Train only these ``positions`` ``(k,)`` of the running batch; return their weights, as `begin_step` does."""
         slots = self._batch_slots
         self._slots = positions + slots.start if isinstance(slots, slice) else slots[positions]
-        return None if self.weights is None else self.weights[self._slots]
+        return self._no_weights(len(positions)) if self.weights is None else self.weights[self._slots]
 
     def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
         """Copy a step's values into the log: one small kernel each, no index, no synchronisation.

@@ -302,7 +302,8 @@ class ScoreRegistry(SampleTable, Callback):
         loader = self._planned_loader
         device = self.losses.device
         self._selected = None if len(selection) == self.num_samples else selection.mask(self.num_samples).to(device)
-        self._running = RunningEpoch(selection, self._epoch, loader.batch_sampler, names, device)
+        weighs = self._method is not None and self._method.weighs_losses
+        self._running = RunningEpoch(selection, self._epoch, loader.batch_sampler, names, device, weighs=weighs)
         self._plan = self._running.plan
         return self._running
 
@@ -324,6 +325,12 @@ class ScoreRegistry(SampleTable, Callback):
             )
         if self.debug_sync and self._trainer is not None and self._trainer.world_size > 1:
             check_same_on_all_ranks(selection, self._epoch, self.losses.device)
+        if (
+            len(selection) == self.num_samples
+            and selection.weights is not None
+            and bool((selection.weights == 1).all())
+        ):
+            return Selection(selection.indices)
         return selection
 
     # ------------------------------------------------------------------------------------------------ steps
@@ -470,7 +477,7 @@ class ScoreRegistry(SampleTable, Callback):
             }
             local["log"] = running.log_state()
         state["ranks"] = self._gather(local)
-        if running is not None and self._selected is None and running.weights is None:
+        if running is not None and self._selected is None and running.plan.weights is None:
             # the selection need not be derived again from the losses that the epoch's log replaces
             known, _ = running.recorded(state["ranks"])
             state["losses"], state["all_selected"] = state["losses"][~Selection(known).mask(self.num_samples)], True

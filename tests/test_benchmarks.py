@@ -66,8 +66,9 @@ def test_wall_clock():
 
 def test_memory():
     figures = memory.end_of_epoch(20_000)
-    assert 8 <= figures["state"] <= 64
-    assert 5 <= figures["checkpoint"] <= figures["checkpoint_open"] <= figures["checkpoint_open_full"] <= 16
+    assert 8 <= figures["state"] <= 16
+    assert 5 <= figures["checkpoint"] <= figures["checkpoint_open"] <= 9  # with what does not grow with n
+    assert 5 <= figures["checkpoint_open_full"] <= 9
     assert figures["process"] >= 0
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
+from lightning_prune.sampler import PlanBatchSampler
 from tests.helpers import Keep, Model, PlainModel, make_dataset, make_loader, make_trainer
 
 
@@ -174,6 +175,15 @@ def test_a_refused_fit_can_be_mended():
     assert type(trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
     trainer.fit(model, make_loader())
     assert model.epoch_batches(1) == [10]
+
+
+def test_a_refusal_leaves_the_loader_classes_as_they_were():
+    """Lightning patches them while it asks for loaders, and would leave that after an exception."""
+    before = [dict(vars(cls)) for cls in (DataLoader, BatchSampler, PlanBatchSampler)]
+    for _ in range(2):
+        with pytest.raises(MisconfigurationException):
+            make_trainer(InfoBatch()).fit(Model(), DataLoader(make_dataset(), batch_size=None))
+    assert [dict(vars(cls)) for cls in (DataLoader, BatchSampler, PlanBatchSampler)] == before
 
 
 def test_plain_samplers_are_fine():

@@ -124,6 +124,5 @@ class InfoBatch(PruningCallback):
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
         """Prune by the registry's scores, or keep everything in the annealing phase."""
         if is_annealing(registry, epoch, self.anneal_ratio):
-            indices = torch.arange(registry.num_samples, device=registry.scores.device)
-            return Selection(indices, torch.ones_like(indices, dtype=torch.float32))
+            return Selection.all(registry.num_samples, registry.scores.device)
         return infobatch(registry.scores, self.prune_ratio, mode=self.mode, generator=generator)

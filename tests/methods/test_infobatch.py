@@ -202,7 +202,7 @@ def test_annealing_epochs_are_full_and_unweighted(max_epochs):
     class Watch(InfoBatch):
         def select(self, registry, epoch, generator):
             selection = super().select(registry, epoch, generator)
-            weights[epoch] = selection.weights.max().item(), len(selection)
+            weights[epoch] = (1.0 if selection.weights is None else selection.weights.max().item()), len(selection)
             return selection
 
     model = Model()

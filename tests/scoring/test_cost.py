@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import resource, sys, time, torch
+import sys, time, torch
 import lightning.pytorch  # imports what it finds: only what we add is our doing
 before = set(sys.modules)
 import lightning_prune.data
@@ -25,7 +25,7 @@ for rule in (
     start = time.process_time()
     rule(250)
     print(time.process_time() - start)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 2**20)
 """
 
 
