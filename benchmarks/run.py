@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import alignment, ddp, epoch_end, imports, memory, per_step, wall_clock
+from benchmarks import alignment, ddp, epoch_end, imports, memory, per_step, trackers, wall_clock
 from benchmarks.measure import HEADER, Row, machine, one_thread
 
 Part = Callable[[], list[Row]]
@@ -27,6 +27,7 @@ def parts(*, quick: bool) -> dict[str, Part]:
         return {
             "step": lambda: per_step.measure(steps=3000),
             "epoch end": lambda: epoch_end.measure(rounds=3, large_rounds=1),
+            "trackers": lambda: trackers.measure(100),
             "alignment": lambda: alignment.measure(rounds=3),
             "memory": lambda: memory.measure(n=1_000_000, rounds=1),
             "wall clock": lambda: wall_clock.measure(n=3200, rounds=4),
@@ -36,6 +37,7 @@ def parts(*, quick: bool) -> dict[str, Part]:
     return {
         "step": lambda: per_step.measure(),
         "epoch end": lambda: epoch_end.measure(),
+        "trackers": lambda: trackers.measure(),
         "alignment": lambda: alignment.measure(),
         "memory": lambda: memory.measure(),
         "wall clock": lambda: wall_clock.measure(),

@@ -53,7 +53,10 @@ def test_the_naive_correlation_is_ours():
     import torch
 
     x, y = torch.rand(20, 25, generator=torch.Generator().manual_seed(0)), torch.linspace(2, 1, 25)
-    torch.testing.assert_close(alignment.naive_pearson(x, y), alignment.alignment_score(x, y), atol=1e-5, rtol=0)
+    for naive in (alignment.by_definition, alignment.by_norms, alignment.masked):
+        torch.testing.assert_close(naive(x, y), alignment.alignment_score(x, y), atol=1e-5, rtol=0)
+    x[0, 1] = x[2, 0] = torch.nan
+    torch.testing.assert_close(alignment.masked(x, y), alignment.alignment_score(x, y), atol=1e-5, rtol=0)
 
 
 def test_steps():

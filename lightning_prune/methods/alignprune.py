@@ -104,17 +104,19 @@ def _alignment(ring: Tensor, reference: Tensor, correlation: str, min_observed: 
     for start in range(0, n, size):
         x = ring[:, start : start + size].to(dtype)
         part = scores[start : start + size]
-        if bool((ones @ x).sum().isfinite()):
-            part.copy_(score(x, y, None))
+        sums = ones @ x
+        if bool(sums.sum().isfinite()):
+            part.copy_(score(x, y, None, sums))
         else:
             seen = (x - x).eq_(0)  # NaN - NaN and inf - inf are NaN, and NaN equals nothing
-            part.copy_(score(x.nan_to_num(0, 0, 0), y, seen))
+            x = x.nan_to_num(0, 0, 0)
+            part.copy_(score(x, y, seen, ones @ x))
             part[ones @ seen < min_observed] = torch.nan
     return scores
 
 
-def _pearson(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
-    """Correlate ``x`` ``(N, c)`` with ``y`` ``(N,)``, float64.
+def _pearson(x: Tensor, y: Tensor, seen: Tensor | None, sums: Tensor) -> Tensor:
+    """Correlate ``x`` ``(N, c)``, of column sums ``sums``, with ``y`` ``(N,)``, float64.
 
     ``seen`` ``(N, c)`` is 1 where observed, else 0, as ``x`` is there, which is then overwritten; None: everywhere.
     """
@@ -122,14 +124,13 @@ def _pearson(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
     mean_y = y.mean()
     y = (y - mean_y).to(x.dtype)
     ones = torch.ones_like(y)
-    mean = ones @ x
     if seen is None:
-        mean.div_(len(y))
+        mean = sums.div_(len(y))
         x = x - mean
         var_y = y @ y
     else:
         count = (ones @ seen).clamp_(min=1)
-        mean.div_(count)
+        mean = sums.div_(count)
         x = x.sub_(mean).mul_(seen)
         total, square = torch.stack([y, y * y]) @ seen
         var_y = square.sub_(total.square_().div_(count))
@@ -139,7 +140,7 @@ def _pearson(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
     return along.div_(var_x.mul_(var_y).sqrt_()).nan_to_num_(0, 0, 0).clamp_(-1, 1)
 
 
-def _spearman(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
+def _spearman(x: Tensor, y: Tensor, seen: Tensor | None, sums: Tensor) -> Tensor:
     seen = torch.ones_like(x) if seen is None else seen
     ranks_x, ranks_y = _ranks(x, seen), _ranks(y.to(x.dtype)[:, None].expand_as(x), seen)
     count = seen.sum(0).clamp(min=1)
@@ -159,7 +160,7 @@ def _ranks(values: Tensor, seen: Tensor) -> Tensor:
     return ranks
 
 
-def _cosine(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
+def _cosine(x: Tensor, y: Tensor, seen: Tensor | None, sums: Tensor) -> Tensor:
     y = y.to(x.dtype)
     along = y @ x
     square_y = y @ y if seen is None else (y * y) @ seen
@@ -167,7 +168,7 @@ def _cosine(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
     return along.div_(scale).nan_to_num_(0, 0, 0).clamp_(-1, 1)
 
 
-def _dtw(x: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
+def _dtw(x: Tensor, y: Tensor, seen: Tensor | None, sums: Tensor) -> Tensor:
     seen = torch.ones_like(x) if seen is None else seen
     x, y = _standardised(x, seen), _standardised(y.to(x.dtype)[:, None] * seen, seen)
     missing = seen == 0
@@ -192,7 +193,7 @@ def _standardised(x: Tensor, seen: Tensor) -> Tensor:
     return x / (x.square().sum(0) / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
-_CORRELATIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+_CORRELATIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]] = {
     "pearson": _pearson,
     "spearman": _spearman,
     "cosine": _cosine,
