@@ -72,6 +72,13 @@ def kth_lowest(values: Tensor, k: int) -> Tensor:
     return values.kthvalue(k).values
 
 
+def lowest(values: Tensor, k: int) -> Tensor:
+    """Return the k lowest ``(k,)`` of values ``(n,)`` without NaN, in any order."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), k - 1)[:k])
+    return values.topk(k, largest=False, sorted=False).values
+
+
 def output_grads(step: StepRecord, method: str) -> Tensor:
     """Return the gradients ``(B, C)``, float32, of the cross-entropy by the logits, ``softmax(z) - onehot(y)``.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import finite_mean
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection, ids_of
 
@@ -385,10 +385,12 @@ class AlignPrune(ScoreWrapper):
             return registry.mean_loss(self._loader)
         if isinstance(self.reference, list):
             return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
-        losses = record.losses[record.losses.isfinite()]
+        losses = record.losses
+        if count_nonfinite(losses):
+            losses = losses[losses.isfinite()]
         if len(losses) == 0:
             return losses.new_full((), torch.nan, dtype=torch.float64)
-        return finite_mean(losses.sort().values[: max(1, len(losses) // 2)])
+        return finite_mean(lowest(losses, max(1, len(losses) // 2)))
 
     def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
         """Log the reference's loss and the share of undecided samples, beside what the base logs."""
