@@ -65,6 +65,8 @@ def _log(spec: dict[str, Any]) -> Path:
 def _start(context: Any, spec: dict[str, Any], num_jobs: int, fresh: bool) -> BaseProcess:
     folder = Path(spec["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.tmp"):  # of a command that was killed while it wrote
+        stale.unlink(missing_ok=True)
     write_json(folder / "spec.json", spec)
     environment = dict(os.environ)
     if num_jobs > 1:  # else each process would use every core
