@@ -32,7 +32,6 @@ from lightning_prune.compare.settings import (
     SETTINGS,
     WRAPPED_PILOTS,
     WRAPPERS,
-    Curve,
     Setting,
     UnreachableError,
     known_curve,
@@ -394,8 +393,9 @@ class Comparison:
         """Return the arguments for each ratio."""
         setting = method.setting
         assert setting is not None  # noqa: S101  (narrowing)
-        curve: Curve = measured_curve([(run["ratio"], run["saved"]) for run in pilots])
-        if not pilots:
+        if pilots:
+            curve = measured_curve(setting, [(run["ratio"], run["saved"]) for run in pilots])
+        else:
             curve = known_curve(setting, self.max_epochs, method.with_defaults())
         try:
             return [solve(method.label, setting, ratio, curve) for ratio in ratios]

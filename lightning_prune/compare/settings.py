@@ -83,15 +83,14 @@ SETTINGS: dict[str, Setting] = {
     # leaves out a share of the below-mean samples, in the epochs before annealing
     "InfoBatch": Setting(
         most=0.9,
-        pilots=(0.5, 0.9),
+        pilots=(0.5,),
         bound="It only leaves out samples below the mean loss, at most 90 % of them since the others weigh 10, not "
         "in the first epoch and not while it anneals (`anneal_ratio`). Leave it out at this ratio, or give it with "
         "`anneal_ratio: 1.0` in a file of methods.",
     ),
     # a random share first, then what is outside the window
     "SeTa": Setting(
-        most=0.9,
-        pilots=(0.0, 0.5, 0.9),
+        pilots=(0.0, 0.5),
         bound="Its window alone leaves out the least share. Leave it out at this ratio, or give it with another "
         "`window_scale` in a file of methods.",
     ),
@@ -132,16 +131,23 @@ def known_curve(setting: Setting, max_epochs: int, given: Arguments) -> Curve:
     return [(0.0, 0.0), (setting.most, setting.most * setting.prunable(max_epochs, given))]
 
 
-def measured_curve(pilots: Curve) -> Curve:
-    """Return what a method saves, from what its pilots saved; nothing where it is set to 0, if no pilot tells.
+def measured_curve(setting: Setting, pilots: Curve) -> Curve:
+    """Return what a method saves, from what its pilots saved; beyond the last one it is taken to go on straight.
 
     Settings that save no more than a lower one are left out.
 
+    Args:
+        setting: Its row of :data:`SETTINGS`.
+        pilots: What they were set to and saved. Set to 0, nothing is saved, unless a pilot tells.
+
     Example:
-        >>> measured_curve([(0.5, 0.3), (0.9, 0.2)])
-        [(0.0, 0.0), (0.5, 0.3)]
+        >>> measured_curve(SETTINGS["InfoBatch"], [(0.5, 0.25)])
+        [(0.0, 0.0), (0.5, 0.25), (0.9, 0.45)]
     """
-    points = sorted(pilots if any(drop == 0 for drop, _ in pilots) else [(0.0, 0.0), *pilots])
+    points = sorted({0.0: 0.0, **dict(pilots)}.items())
+    (before, less), (last, saved) = points[-2:]
+    if last < setting.most:
+        points.append((setting.most, saved + (setting.most - last) * (saved - less) / (last - before)))
     return [point for i, point in enumerate(points) if all(point[1] > saved for _, saved in points[:i])]
 
 

@@ -53,7 +53,7 @@ def curve_of(method):
 def saved_if_asked(method, ratio):
     setting = method.setting
     pilots = [(drop, saved(method, setting.arguments(drop))) for drop in setting.pilots]
-    curve = measured_curve(pilots) if pilots else curve_of(method)
+    curve = measured_curve(setting, pilots) if pilots else curve_of(method)
     return saved(method, solve(method.label, setting, ratio, curve))
 
 
@@ -141,9 +141,16 @@ def test_unreachable_ratios_say_what_is_reachable(name, ratio, curve, match):
 
 
 def test_ratios_between_pilots_are_interpolated():
-    curve = measured_curve([(0.9, 0.7), (0.5, 0.3), (0.8, 0.25)])
-    assert curve == [(0.0, 0.0), (0.5, 0.3), (0.9, 0.7)]  # a setting that saves less than a lower one does not count
-    assert solve("InfoBatch", SETTINGS["InfoBatch"], 0.5, curve) == {"prune_ratio": pytest.approx(0.7)}
+    setting = SETTINGS["InfoBatch"]
+    curve = measured_curve(setting, [(0.8, 0.5), (0.4, 0.2), (0.5, 0.15)])
+    assert curve[:3] == [
+        (0.0, 0.0),
+        (0.4, 0.2),
+        (0.8, 0.5),
+    ]  # a setting that saves less than a lower one does not count
+    assert curve[3:] == [(0.9, pytest.approx(0.5 + 0.35 / 3))]
+    assert solve("InfoBatch", setting, 0.35, curve) == {"prune_ratio": pytest.approx(0.6)}
+    assert measured_curve(setting, [(0.5, 0.3), (0.9, 0.2)]) == [(0.0, 0.0), (0.5, 0.3)]
 
 
 def test_every_exported_method_can_be_named_or_says_what_it_needs():
