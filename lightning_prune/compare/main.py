@@ -137,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments after ``compare``. None: those of the command line.
 
     Raises:
-        SystemExit: With code 2 for a mistake in the arguments, with 1 if a run failed.
+        SystemExit: With code 2 for a mistake in the arguments, with 1 if a run failed, with 130 if interrupted.
     """
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules
     parser = make_parser()
@@ -147,6 +147,9 @@ def main(args: Sequence[str] | None = None) -> None:
         num_failed = _compare(options, overrides)
     except RefusedError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Finished runs are kept: give the same command again to go on.\n")
+        raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if num_failed:
@@ -297,10 +300,10 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
 
 
 def _open_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder, or go on in it if it belongs to the same training."""
+    """Make the folder, or go on in it if it belongs to the same training, or has no results yet."""
     path = folder / "config.yaml"
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+    if not any(folder.glob("runs/*/result.json")):
+        if not path.exists() and folder.is_dir() and any(folder.iterdir()):
             raise RefusedError(
                 f"Expected `--output` to be a new folder or one of `compare`, but '{folder}' holds other files."
             )

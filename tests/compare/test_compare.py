@@ -147,9 +147,7 @@ def test_results_crashes_and_more_runs_later(capsys):
     assert "init_args of OrderDP (0.6, 0.5) is {'exploit_ratio': 0.5, 'explore_ratio': 0.6} there" in message
 
 
-@pytest.mark.slow
-def test_resume_after_a_kill(capsys):
-    args = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--seeds", "4"]
+def start(*args):
     command = [
         sys.executable,
         "-m",
@@ -161,7 +159,32 @@ def test_resume_after_a_kill(capsys):
         "out",
         *args,
     ]
-    process = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_runs_and_keeps_no_half_of_one():
+    process = start("--methods", "RandomPruning", "--prune_ratios", "0.4", "--budget_epochs", "100000")
+    log, deadline = Path("out/runs/full-data-seed-0/log.txt"), time.monotonic() + 200
+    while not (log.exists() and "Loading `train_dataloader`" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    message = process.communicate(timeout=100)[1].decode()
+    assert process.returncode == 130
+    assert "Interrupted. Finished runs are kept: give the same command again to go on." in message
+    assert "Traceback" not in message
+    assert not results()
+    time.sleep(3)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
+
+
+@pytest.mark.slow
+def test_resume_after_a_kill(capsys):
+    args = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--seeds", "4"]
+    process = start(*args)
     deadline = time.monotonic() + 200
     while not results():
         assert process.poll() is None, process.stderr.read().decode()[-2000:]
@@ -204,7 +227,7 @@ def test_measured_reach_is_told_before_the_runs(capsys):
         (["--methods", "RePB,RePB", "--prune_ratios", "0.3"], "each method once in `--methods`"),
         (["--methods", "IES"], "Expected more than the name of IES in `--methods`: none of its arguments is a ratio"),
         (["--methods", "AlignPrune"], "`AlignPrune: {class_path: AlignPrune, init_args: {base: {class_path: Info"),
-        (["--methods", "base.yaml"], "`base`"),
+        (["--methods", "wrapped.yaml"], "`base`"),
         (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
         (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
         (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),
@@ -219,12 +242,17 @@ def test_measured_reach_is_told_before_the_runs(capsys):
 )
 def test_mistakes_end_in_one_message(args, match, capsys):
     Path("list.yaml").write_text("x: [InfoBatch]")
-    Path("base.yaml").write_text("x: {class_path: AlignPrune, init_args: {base: {class_path: RandomPruning}}}")
+    Path("wrapped.yaml").write_text("x: {class_path: AlignPrune, init_args: {base: {class_path: RandomPruning}}}")
     Path("bad.yaml").write_text("x: {class_path: torch.nn.Linear}")
     Path("wrong.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ration: 0.5}}")
     Path("range.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ratio: 7.0}}")
     assert match in refused(capsys, *args)
     assert not results()
+
+
+def test_a_refused_command_does_not_bind_its_folder(capsys):
+    assert "at most 0.633" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9")
+    assert "at most 0.713" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9", "--trainer.max_epochs=4")
 
 
 def test_metric_must_be_logged(capsys):
