@@ -227,7 +227,7 @@ def test_measured_reach_is_told_before_the_runs(capsys):
         (["--methods", "RePB,RePB", "--prune_ratios", "0.3"], "each method once in `--methods`"),
         (["--methods", "IES"], "Expected more than the name of IES in `--methods`: none of its arguments is a ratio"),
         (["--methods", "AlignPrune"], "`AlignPrune: {class_path: AlignPrune, init_args: {base: {class_path: Info"),
-        (["--methods", "wrapped.yaml"], "`base`"),
+        (["--methods", "wrapped.yaml", "--prune_ratios", "0.3"], "Expected a `base` that ranks by `registry.scores`"),
         (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
         (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
         (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),
@@ -252,7 +252,7 @@ def test_mistakes_end_in_one_message(args, match, capsys):
 
 def test_a_refused_command_does_not_bind_its_folder(capsys):
     assert "at most 0.633" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9")
-    assert "at most 0.713" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9", "--trainer.max_epochs=4")
+    assert "at most 0.712" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9", "--trainer.max_epochs=4")
 
 
 def test_metric_must_be_logged(capsys):
