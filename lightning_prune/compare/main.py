@@ -66,7 +66,9 @@ class Method:
         """The method that it wraps, if any."""
         entry = self.init_args.get("base") if self.name in WRAPPERS else None
         entry = {"class_path": entry} if isinstance(entry, str) else entry
-        return Method(self.label, entry["class_path"], entry.get("init_args") or {}) if entry else None
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
+            return None  # what it is instead, the parser of the configuration will say
+        return Method(self.label, entry["class_path"], entry.get("init_args") or {})
 
     @property
     def setting(self) -> Setting | None:
@@ -279,7 +281,7 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
     with _quiet():
         cli = _CheckCLI(args=args, save_config_callback=None)
         for method in methods:
-            if method.init_args:
+            if method.init_args or method.name in NEEDS_FILE:
                 own = callback_argument(method.class_path, method.init_args)
                 _CheckCLI(args=[*args, own], save_config_callback=None)
     config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]

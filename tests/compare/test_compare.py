@@ -228,6 +228,8 @@ def test_measured_reach_is_told_before_the_runs(capsys):
         (["--methods", "IES"], "Expected more than the name of IES in `--methods`: none of its arguments is a ratio"),
         (["--methods", "AlignPrune"], "`AlignPrune: {class_path: AlignPrune, init_args: {base: {class_path: Info"),
         (["--methods", "wrapped.yaml", "--prune_ratios", "0.3"], "Expected a `base` that ranks by `registry.scores`"),
+        (["--methods", "baseless.yaml"], "arguments are required: base"),
+        (["--methods", "listed.yaml"], 'Parser key "base":'),
         (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
         (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
         (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),
@@ -242,6 +244,8 @@ def test_measured_reach_is_told_before_the_runs(capsys):
 )
 def test_mistakes_end_in_one_message(args, match, capsys):
     Path("list.yaml").write_text("x: [InfoBatch]")
+    Path("baseless.yaml").write_text("x: {class_path: AlignPrune}")
+    Path("listed.yaml").write_text("x: {class_path: BatchLossScore, init_args: {base: [InfoBatch]}}")
     Path("wrapped.yaml").write_text("x: {class_path: AlignPrune, init_args: {base: {class_path: RandomPruning}}}")
     Path("bad.yaml").write_text("x: {class_path: torch.nn.Linear}")
     Path("wrong.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ration: 0.5}}")
