@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_int
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection, ids_of
 
@@ -350,7 +350,7 @@ class AlignPrune(ScoreWrapper):
             return self.base.select(registry, epoch, generator)
         scores = registry.column(_SCORE)
         selection = self.base.select(registry.replace_scores(scores), epoch, generator)
-        if count_nonfinite(scores) == 0:
+        if surely_finite(scores):
             return selection if self.rescale else Selection(selection.indices)
         kept = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, selection.indices.to(scores.device), True)
         indices = ids_of(kept | scores.isnan())
@@ -406,7 +406,7 @@ class AlignPrune(ScoreWrapper):
         if isinstance(self.reference, list):
             return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
         losses = record.losses
-        if count_nonfinite(losses):
+        if not surely_finite(losses):
             losses = losses[losses.isfinite()]
         if len(losses) == 0:
             return losses.new_full((), torch.nan, dtype=torch.float64)
