@@ -21,6 +21,7 @@ import lightning_prune
 from benchmarks.measure import Row, cpu_seconds
 from lightning_prune import PruningCallback, ScoreRegistry, WeightedLossMixin
 from lightning_prune._trainer import PlannedLoader
+from lightning_prune.methods._running_pearson import make_sums
 from lightning_prune.sampler import PlanSampler
 
 BATCH_SIZE = 128
@@ -113,6 +114,7 @@ def _fill_window(registry: ScoreRegistry) -> None:
             1 / (1 + slot)
         )
         reference[slot] = 1 / (1 + slot)
+    registry.column("align_sums").copy_(make_sums(ring, reference))
     registry.state["align_epochs"].fill_(len(ring))
 
 

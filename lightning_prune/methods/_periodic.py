@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import count_nonfinite
+from lightning_prune.methods._shared import surely_finite
 from lightning_prune.plan import Selection, num_keep
 
 if TYPE_CHECKING:
@@ -44,11 +44,9 @@ def moving_average(average: Tensor, values: Tensor, weight: float) -> Tensor:
         >>> moving_average(torch.tensor([2.0, nan, 3.0, nan]), torch.tensor([1.0, 1.0, nan, nan]), 0.25)
         tensor([1.7500, 1.0000, 3.0000,    nan])
     """
-    moved = (1 - weight) * average + weight * values
-    if count_nonfinite(moved):
-        moved = torch.where(average.isnan(), values, moved)
-        moved = torch.where(values.isfinite(), moved, average)
-    return moved
+    start = average if surely_finite(average) else torch.where(average.isnan(), values, average)
+    moved = torch.lerp(start, values, weight)
+    return moved if surely_finite(values) else torch.where(values.isfinite(), moved, average)
 
 
 class PeriodicPruning(PruningCallback):
@@ -109,4 +107,4 @@ class PeriodicPruning(PruningCallback):
 
 def first_where_unknown(scores: Tensor, losses: Tensor) -> Tensor:
     """Return ``scores`` ``(n,)``, infinite where the last loss is missing or not finite: such samples stay."""
-    return torch.where(losses.isfinite(), scores, torch.inf) if count_nonfinite(losses) else scores
+    return scores if surely_finite(losses) else torch.where(losses.isfinite(), scores, torch.inf)

@@ -46,16 +46,21 @@ def below(scores: Tensor, threshold: Tensor) -> Tensor:
     return low if bool(scores.amin() > -torch.inf) else low & (scores > -torch.inf)  # a NaN makes the least one NaN
 
 
+def surely_finite(scores: Tensor) -> bool:
+    """Return whether the sum of the scores is finite, and so is each; without a temporary."""
+    return bool(scores.sum().isfinite())
+
+
 def count_nonfinite(scores: Tensor) -> int:
     """Return how many scores are NaN or infinite."""
-    if bool(scores.sum().isfinite()):  # the usual case, without a temporary
+    if surely_finite(scores):
         return 0
     return len(scores) - int(scores.isfinite().count_nonzero())
 
 
 def infinite_where_nonfinite(scores: Tensor) -> Tensor:
     """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
-    return torch.where(scores.isfinite(), scores, torch.inf) if count_nonfinite(scores) else scores
+    return scores if surely_finite(scores) else torch.where(scores.isfinite(), scores, torch.inf)
 
 
 def sort_rows(values: Tensor) -> Tensor:
@@ -65,18 +70,21 @@ def sort_rows(values: Tensor) -> Tensor:
     return values.sort(dim=-1).values
 
 
+def partition(values: Tensor, k: int) -> Tensor:
+    """Return values ``(n,)`` without NaN so ordered that the k-th, from 0, is in its place, and the lower before it."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), k))
+    return values.sort().values
+
+
 def kth_lowest(values: Tensor, k: int) -> Tensor:
     """Return the k-th lowest, from 1, of values ``(n,)`` without NaN; a 0-d tensor."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]
-    return values.kthvalue(k).values
+    return partition(values, k - 1)[k - 1] if values.device.type == "cpu" else values.kthvalue(k).values
 
 
 def lowest(values: Tensor, k: int) -> Tensor:
     """Return the k lowest ``(k,)`` of values ``(n,)`` without NaN, in any order."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.partition(values.numpy(), k - 1)[:k])
-    return values.topk(k, largest=False, sorted=False).values
+    return partition(values, k - 1)[:k]
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:

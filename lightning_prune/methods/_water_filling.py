@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.methods._shared import double_sum, sort_rows
+from lightning_prune.methods._shared import double_sum, partition, sort_rows
 
 
 def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
     """Return ``min(1, tau * importance)``, where each row's ``tau`` makes the row add up to its budget.
 
     With a row's values sorted, ``a_j`` gets 1 where ``a_j (budget - number above) > sum up to j``, which holds for the
-    highest ones only; where they begin is found by bisection.
+    highest ones only; how many these are is found by bisection.
 
     Args:
         importance: Finite values ``(w, m)`` >= 0.
@@ -25,32 +25,32 @@ def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
         >>> water_fill(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([1.5], dtype=torch.float64))
         tensor([[0.1667, 0.3333, 1.0000]], dtype=torch.float64)
     """
-    size, rising = importance.shape[1], sort_rows(importance)
-    if len(rising) == 1:
-        first, below = _first_full(rising[0], float(budget))
-        num_full, rest = torch.tensor([[size - first]]), torch.tensor([[below]], dtype=torch.float64)
+    if len(importance) == 1:
+        full, below = _num_full(importance[0], float(budget))
+        num_full, rest = torch.tensor([[full]]), torch.tensor([[below]], dtype=torch.float64)
     else:
-        num_full, rest = _full_rows(rising, budget[:, None])
+        num_full, rest = _full_rows(sort_rows(importance), budget[:, None])
     num_full, rest = num_full.to(importance.device), rest.to(importance.device)
     tau = torch.where(rest > 0, (budget[:, None] - num_full) / rest, torch.finfo(torch.float64).max)
     return importance.to(torch.float64, copy=True).mul_(tau).clamp_(max=1)
 
 
-def _first_full(rising: Tensor, budget: float) -> tuple[int, float]:
-    """Return the position of the first of the sorted values ``(m,)`` that gets 1, and the sum of those before it.
+def _num_full(values: Tensor, budget: float) -> tuple[int, float]:
+    """Return how many of the values ``(m,)`` get 1, and the sum of the others.
 
-    The sum is taken of one half of what is left at a time, so all in all of no more than m values.
+    What is left is halved around its median, not sorted, until it is known on which side each value is.
     """
-    size = len(rising)
-    first, end, below = 0, size, 0.0
-    while first < end:
-        middle = (first + end) // 2
-        value, before = float(rising[middle]), below + float(double_sum(rising[first:middle]))
-        if value * (budget - (size - 1 - middle)) > before + value:
-            end = middle
+    num_full, below = 0, 0.0
+    while len(values):
+        middle = len(values) // 2
+        values = partition(values, middle)
+        value, before = float(values[middle]), below + float(double_sum(values[:middle]))
+        num_above = num_full + len(values) - 1 - middle
+        if value * (budget - num_above) > before + value:
+            values, num_full = values[:middle], num_above + 1
         else:
-            first, below = middle + 1, before + value
-    return first, below
+            values, below = values[middle + 1 :], before + value
+    return num_full, below
 
 
 def _full_rows(rising: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest
+from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection, ids_of
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_prune.registry import ScoreRegistry
 
 _LOSSES = "align_losses"
+_SUMS = "align_sums"
 _SCORE = "align_score"
 _REFERENCE = "align_reference"
 _METRIC = "align_metric"
@@ -235,9 +237,10 @@ class AlignPrune(ScoreWrapper):
             first validation, if it did not log the metric.
 
     Note:
-        Memory: ``4 * window + 4`` bytes a sample. ``rescale`` changes no expectation: with the base's weights, the
-        gradient stays unbiased for the noisy data. SeTa slides from low to high scores, that is from the least to the
-        best aligned samples, as published.
+        Memory: ``4 * window + 4`` bytes a sample, and 56 for ``"pearson"``, which goes by running sums: losses that
+        vary by less than a millionth of what they were in the last windows count as constant, and score 0. ``rescale``
+        changes no expectation: with the base's weights, the gradient stays unbiased for the noisy data. SeTa slides
+        from low to high scores, that is from the least to the best aligned samples, as published.
 
     References:
         "AlignPrune", CVPR 2026. Missing observations and the instant of the reference's loss are not specified there.
@@ -315,6 +318,8 @@ class AlignPrune(ScoreWrapper):
                 "train longer."
             )
         registry.add_column(_LOSSES, fill=torch.nan, slots=self.window)
+        if self.correlation == "pearson":
+            registry.add_column(_SUMS, dtype=torch.float64, slots=NUM_SUMS)
         registry.add_column(_SCORE, fill=torch.nan)
         registry.add_state(_REFERENCE, torch.full((self.window,), torch.nan, dtype=torch.float64))
         registry.add_state(_METRIC, torch.tensor(torch.nan, dtype=torch.float64))
@@ -345,6 +350,8 @@ class AlignPrune(ScoreWrapper):
             return self.base.select(registry, epoch, generator)
         scores = registry.column(_SCORE)
         selection = self.base.select(registry.replace_scores(scores), epoch, generator)
+        if surely_finite(scores):
+            return selection if self.rescale else Selection(selection.indices)
         kept = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, selection.indices.to(scores.device), True)
         indices = ids_of(kept | scores.isnan())
         if selection.weights is None or not self.rescale:
@@ -358,12 +365,14 @@ class AlignPrune(ScoreWrapper):
         """Record the epoch's losses and the reference's; score, once there is a window of them."""
         ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
         slot = registry.epoch % self.window
+        leaving = ring[slot].clone(), references[slot].clone()
         if self.missing == "hold":
             ring[slot].copy_(registry.losses)
         else:
             ring[slot].fill_(torch.nan).scatter_(0, record.indices, record.losses)
         references[slot] = self._reference_loss(registry, record)
         registry.state[_EPOCHS] += 1
+        slid = self._slide(registry, slot, leaving) if self.correlation == "pearson" else None
         if not self._in_force(registry):
             self.base.on_epoch_recorded(registry, record)
             return
@@ -372,8 +381,19 @@ class AlignPrune(ScoreWrapper):
         if self.correlation == "dtw":  # the only one that asks for the order of the epochs
             ring, references = ring.roll(-1 - slot, 0), references.roll(-1 - slot)
         scores = registry.column(_SCORE)
-        scores.copy_(_alignment(ring, references, self.correlation, self.min_observed))
+        scores.copy_(_alignment(ring, references, self.correlation, self.min_observed) if slid is None else slid)
         self.base.on_epoch_recorded(registry.replace_scores(scores), record)
+
+    def _slide(self, registry: ScoreRegistry, slot: int, leaving: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the correlations ``(n,)`` of the window, in which ``slot`` has taken the place of ``leaving``."""
+        ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
+        sums, n = registry.column(_SUMS), registry.num_samples
+        scores = slide(sums, leaving, (ring[slot], references[slot]), references, self.min_observed)
+        turns = 2 * self.window
+        turn = registry.epoch % turns
+        part = slice(n * turn // turns, n * (turn + 1) // turns)
+        sums[:, part] = make_sums(ring[:, part], references)  # all in turn: no rounding stays longer than two windows
+        return scores
 
     def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
         """Return the reference's loss in the epoch that ends, a 0-d float64 tensor; NaN: unknown."""
@@ -386,7 +406,7 @@ class AlignPrune(ScoreWrapper):
         if isinstance(self.reference, list):
             return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
         losses = record.losses
-        if count_nonfinite(losses):
+        if not surely_finite(losses):
             losses = losses[losses.isfinite()]
         if len(losses) == 0:
             return losses.new_full((), torch.nan, dtype=torch.float64)
@@ -397,7 +417,7 @@ class AlignPrune(ScoreWrapper):
         reference = registry.state[_REFERENCE][registry.epoch % self.window]
         own: dict[str, float | Tensor] = {"align_reference": reference.float()}
         if self._in_force(registry):
-            own["align_undecided"] = registry.column(_SCORE).isnan().float().mean()
+            own["align_undecided"] = count_nonfinite(registry.column(_SCORE)) / registry.num_samples
         return own | super().metrics(registry)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import count_nonfinite, output_grad_norm
+from lightning_prune.methods._shared import output_grad_norm, surely_finite
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.methods._windows import Judge, judge_windows, window_runs
 from lightning_prune.plan import Selection, ids_of
@@ -131,7 +131,7 @@ def _in_windows(scores: Tensor, window_ids: Tensor, judge: Judge, dtype: torch.d
 
 def _valid(rows: Tensor, inside: Tensor | None) -> Tensor | None:
     """Return which elements ``(v, l)`` count: those that are finite and no padding; None: all."""
-    if not count_nonfinite(rows.view(-1)):
+    if surely_finite(rows.view(-1)):
         return inside
     return rows.isfinite() if inside is None else rows.isfinite().logical_and_(inside)
 
@@ -285,7 +285,7 @@ class RePB(PruningCallback):
         if epoch == 0:
             return Selection(indices)
         weights = ctr_weights(registry.counts.index_select(0, indices), epoch)
-        if count_nonfinite(registry.losses):
+        if not surely_finite(registry.losses):
             weights = weights.where(registry.losses.index_select(0, indices).isfinite(), 1)
         return Selection(indices, weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
 

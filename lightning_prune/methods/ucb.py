@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_number, check_ratio, check_scores
-from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown, moving_average
-from lightning_prune.methods._shared import count_nonfinite
+from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
+from lightning_prune.methods._shared import surely_finite
 from lightning_prune.methods.epsilon_greedy import epsilon_greedy
 from lightning_prune.plan import Selection
 
@@ -56,10 +56,15 @@ def ucb_update(mean: Tensor, var: Tensor, losses: Tensor, smoothing: float) -> t
                 f"Expected `{name}` to have the shape of `losses`, {tuple(losses.shape)}, but got "
                 f"{tuple(values.shape)}."
             )
-    moved = (1 - smoothing) * var + smoothing * (losses - mean).square_()
-    if count_nonfinite(moved):
-        moved = torch.where(losses.isfinite(), torch.where(mean.isnan(), 0, moved), var)
-    return moving_average(mean, losses, smoothing), moved
+    start, spread = mean, var
+    if not surely_finite(mean):
+        first = mean.isnan()
+        start, spread = torch.where(first, losses, mean), var.masked_fill(first, 0)
+    new_mean, new_var = torch.lerp(start, losses, smoothing), torch.lerp(spread, (losses - start).square_(), smoothing)
+    if surely_finite(losses):
+        return new_mean, new_var
+    finite = losses.isfinite()
+    return torch.where(finite, new_mean, mean), torch.where(finite, new_var, var)
 
 
 class UCB(PeriodicPruning):

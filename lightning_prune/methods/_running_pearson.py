@@ -1,0 +1,89 @@
+"""Pearson's correlation of every sample's losses with a reference over a sliding window, from running sums.
+
+A sum over the window gains what enters and loses what leaves, whatever the window's length. In float64 that is exact to
+rounding; what rounding leaves behind is bounded by `_CONSTANT`, and forgotten as parts of the sums are made anew.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUM_SUMS = 7
+"""Per sample, over the observed epochs of the window: 1, y, y², x, xy, x²; and x² of all that has entered."""
+
+_CONSTANT = 1e-12
+"""Share of the mean square of what was summed below which a variance is rounding: of 16 digits 4 are left."""
+
+_CHUNK = 1 << 16
+"""Samples at a time on the CPU: few enough for the cache, and enough to make the calls' overhead small."""
+
+
+def slide(
+    sums: Tensor, leaving: tuple[Tensor, Tensor], entering: tuple[Tensor, Tensor], references: Tensor, min_observed: int
+) -> Tensor:
+    """Update the sums by one epoch, in place, and return the correlations ``(n,)``, float32.
+
+    Args:
+        sums: Running sums ``(NUM_SUMS, n)``, float64.
+        leaving: Losses ``(n,)`` and the reference's, 0-d float64, of the epoch that leaves the window. A loss that is
+            not finite was not observed; if the reference's is not, none was.
+        entering: Likewise, of the epoch that enters.
+        references: The reference's losses ``(window,)``, float64, of the window with the epoch that enters.
+        min_observed: Observations that a correlation needs; NaN where there are fewer.
+    """
+    scores = torch.empty(sums.shape[1], device=sums.device)
+    y = torch.stack([entering[1], leaving[1]])
+    powers = _powers(y) * y.new_tensor([1, -1])
+    rounding_y = _CONSTANT * references.square().nansum()
+    size = _CHUNK if sums.device.type == "cpu" else 64 * _CHUNK
+    for start in range(0, len(scores), size):
+        part, span = sums[:, start : start + size], slice(start, start + size)
+        seen, x = _observed(torch.stack([entering[0][span], leaving[0][span]]))
+        part[0:3].addmm_(powers, seen)
+        part[3:5].addmm_(powers[:2], x)
+        part[5:6].addmm_(powers[:1], x.square_())
+        part[6:7].addmm_(powers[:1, :1], x[:1])
+        _correlate(part, rounding_y, min_observed, out=scores[span])
+    return scores
+
+
+def make_sums(ring: Tensor, references: Tensor) -> Tensor:
+    """Return the sums ``(NUM_SUMS, n)`` of a window of losses ``(window, n)`` with the reference's ``(window,)``."""
+    sums = torch.empty(NUM_SUMS, ring.shape[1], dtype=torch.float64, device=ring.device)
+    powers = _powers(references)
+    size = _CHUNK // len(ring) + 1 if ring.device.type == "cpu" else 64 * _CHUNK
+    for start in range(0, ring.shape[1], size):
+        part = sums[:, start : start + size]
+        seen, x = _observed(ring[:, start : start + size])
+        part[0:3] = powers @ seen
+        part[3:5] = powers[:2] @ x
+        part[5:7] = powers[:1] @ x.square_()
+    return sums
+
+
+def _powers(y: Tensor) -> Tensor:
+    """Return 1, y and y² ``(3, k)`` of reference losses ``(k,)``, all 0 where they are not finite."""
+    known = y.isfinite()
+    y = torch.where(known, y, 0)
+    return torch.stack([known.to(y), y, y * y])
+
+
+def _observed(losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Return in float64 which losses are finite, as 1 and 0, and the losses, 0 where they are not."""
+    seen = (losses - losses).add_(1).nan_to_num_(0)  # inf - inf and NaN - NaN are NaN
+    return seen.double(), losses.nan_to_num(0, 0, 0).double()
+
+
+def _correlate(sums: Tensor, rounding_y: Tensor, min_observed: int, out: Tensor) -> None:
+    """Write the correlations ``(c,)`` that sums ``(NUM_SUMS, c)`` amount to; 0 where a variance is but rounding."""
+    count, y, yy, x, xy, xx, entered = sums
+    var_x = (count * xx).addcmul_(x, x, value=-1)
+    var_y = (count * yy).addcmul_(y, y, value=-1)
+    above = torch.minimum(var_x.addcmul(count, entered, value=-_CONSTANT), var_y.addcmul(count, rounding_y, value=-1))
+    along = (count * xy).addcmul_(x, y, value=-1)
+    out.copy_(along.mul_(var_x.mul_(var_y).rsqrt_())).clamp_(-1, 1)
+    if bool(above.amin() <= 0):
+        out.masked_fill_(above <= 0, 0)
+    if bool(count.amin() < min_observed):
+        out.masked_fill_(count < min_observed, torch.nan)
