@@ -70,9 +70,10 @@ class DigitsModel(WeightedLossMixin, L.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
-        logits = self(images)
+        features = self.net[:-1](images)
+        logits = self.net[-1](features)
         losses = F.cross_entropy(logits, targets, reduction="none")
-        return self.weighted_loss(losses, logits=logits, targets=targets)
+        return self.weighted_loss(losses, logits=logits, targets=targets, features=features)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.evaluate("val", batch)

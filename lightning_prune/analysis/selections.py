@@ -112,11 +112,77 @@ def noise_ratio(indices: Tensor, flipped: Tensor) -> float:
         0.25
     """
     _check_ids("indices", indices)
-    if flipped.dtype != torch.bool:
-        raise TypeError(f"Expected `flipped` to be a bool tensor, but got {flipped.dtype}.")
+    _check_mask("flipped", flipped)
     if len(indices) == 0:
         raise ValueError("Expected at least one selected sample, but got an empty selection.")
     return float(flipped.cpu()[indices.cpu()].double().mean())
+
+
+def hard_clean(losses: Tensor, flipped: Tensor, k: int) -> Tensor:
+    """Return the rightly labelled samples that are hardest to learn: of the highest mean loss (AlignPrune, B.2.7).
+
+    Args:
+        losses: Losses ``(epochs, n)`` over a run; those that are not finite do not count.
+        flipped: Which samples are mislabelled ``(n,)``, bool.
+        k: How many samples, at most as many as are rightly labelled.
+
+    Returns:
+        Ids ``(k,)``, int64, from the highest mean loss down, on the CPU.
+
+    Raises:
+        TypeError: If ``flipped`` is not bool.
+        ValueError: If shapes do not fit, or ``k`` is out of range.
+
+    Example:
+        >>> losses = torch.tensor([[3.0, 9.0, 1.0], [2.0, 9.0, 4.0]])
+        >>> hard_clean(losses, torch.tensor([False, True, False]), 2)
+        tensor([0, 2])
+    """
+    _check_mask("flipped", flipped)
+    if losses.dim() != 2 or flipped.shape != losses.shape[1:]:
+        raise ValueError(
+            f"Expected `losses` (epochs, n) and `flipped` (n,), but got {tuple(losses.shape)} and "
+            f"{tuple(flipped.shape)}."
+        )
+    clean = (~flipped).nonzero().squeeze(1).cpu()
+    check_int("k", k, low=1, high=len(clean))
+    means = losses.cpu()[:, clean].double()
+    means = means.where(means.isfinite(), torch.nan).nanmean(0).nan_to_num(nan=-torch.inf)
+    return clean[means.argsort(descending=True, stable=True)[:k]]
+
+
+def separation(scores: Tensor, group: Tensor, other: Tensor) -> float:
+    """Return the chance that a sample of one group scores above one of another: 0.5 if scores cannot tell them apart.
+
+    It is the area under the ROC curve; equal scores count one half.
+
+    Args:
+        scores: Scores ``(n,)``; samples whose score is NaN are left out.
+        group: Which samples are of the one group ``(n,)``, bool.
+        other: Which samples are of the other ``(n,)``, bool.
+
+    Returns:
+        The chance, in [0, 1]; NaN if a group has no score.
+
+    Raises:
+        TypeError: If ``scores`` is not a floating-point tensor, or a group is not bool.
+
+    Example:
+        >>> scores = torch.tensor([0.9, 0.4, 0.5, 0.1])
+        >>> mislabelled = torch.tensor([False, False, True, True])
+        >>> separation(scores, ~mislabelled, mislabelled)
+        0.75
+    """
+    check_scores("scores", scores)
+    _check_mask("group", group)
+    _check_mask("other", other)
+    values = scores.detach().cpu().double().numpy()
+    upper, lower = (values[mask.cpu().numpy() & ~np.isnan(values)] for mask in (group, other))
+    if len(upper) == 0 or len(lower) == 0:
+        return float("nan")
+    lower.sort()
+    below = np.searchsorted(lower, upper, "left") + np.searchsorted(lower, upper, "right")
+    return float(below.mean() / (2 * len(lower)))
 
 
 def score_summary(scores: Tensor, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
@@ -149,3 +215,8 @@ def _check_ids(name: str, ids: Tensor) -> None:
         raise TypeError(f"Expected `{name}` to be an int64 tensor, but got {got}.")
     if ids.dim() != 1:
         raise ValueError(f"Expected `{name}` to be one-dimensional, but got shape {tuple(ids.shape)}.")
+
+
+def _check_mask(name: str, mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"Expected `{name}` to be a bool tensor, but got {mask.dtype}.")

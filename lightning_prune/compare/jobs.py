@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,22 @@ def _start(context: Any, spec: dict[str, Any], num_jobs: int, fresh: bool) -> Ba
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_jobs)))
     args = (str(folder / "spec.json"), str(_log(spec)), os.getcwd(), environment, fresh)
     process: BaseProcess = context.Process(target=_train, args=args)
-    process.start()
+    with _without_main():
+        process.start()
     return process
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from running the main module again in the new process, where nothing needs it."""
+    main = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    try:
+        main.pop("__file__", None)
+        main["__spec__"] = None
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _train(spec_path: str, log_path: str, directory: str, environment: dict[str, str], fresh: bool) -> None:

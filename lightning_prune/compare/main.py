@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,17 @@ from lightning_prune.cli import PruneCLI
 from lightning_prune.compare import report
 from lightning_prune.compare.jobs import run_all
 from lightning_prune.compare.run import callback_argument
-from lightning_prune.compare.settings import SETTINGS, Setting, UnreachableError, solve
+from lightning_prune.compare.settings import (
+    NEEDS_FILE,
+    SETTINGS,
+    WRAPPED_PILOTS,
+    WRAPPERS,
+    Setting,
+    UnreachableError,
+    known_curve,
+    measured_curve,
+    solve,
+)
 from lightning_prune.export import atomic_write
 
 FULL = "full data"
@@ -46,11 +57,41 @@ class Method:
     init_args: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """The class's own name."""
+        return self.class_path.rpartition(".")[2]
+
+    @property
+    def base(self) -> Method | None:
+        """The method that it wraps, if any."""
+        entry = self.init_args.get("base") if self.name in WRAPPERS else None
+        entry = {"class_path": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
+            return None  # what it is instead, the parser of the configuration will say
+        return Method(self.label, entry["class_path"], entry.get("init_args") or {})
+
+    @property
     def setting(self) -> Setting | None:
         """How it is set to reach a ratio; None: it is run once, with the arguments given."""
-        setting = SETTINGS.get(self.class_path.rpartition(".")[2])
-        fixed = setting is None or any(argument in self.init_args for argument in setting.arguments)
-        return None if fixed else setting
+        if self.base is not None:
+            setting = self.base.setting
+            return setting and replace(setting, pilots=tuple(sorted({*setting.pilots, *WRAPPED_PILOTS})))
+        setting = SETTINGS.get(self.name)
+        return None if setting is None or setting.fixed_by(self.init_args) else setting
+
+    def arguments(self, solved: dict[str, Any]) -> dict[str, Any]:
+        """Return its arguments with those that set it to a ratio, which may be its base's."""
+        if self.base is None:
+            return {**self.init_args, **solved}
+        return {
+            **self.init_args,
+            "base": {"class_path": self.base.class_path, "init_args": self.base.arguments(solved)},
+        }
+
+    def with_defaults(self) -> dict[str, Any]:
+        """Return its arguments, defaults included."""
+        parameters = inspect.signature(_class_of(self.class_path, self.label)).parameters
+        return {name: parameter.default for name, parameter in parameters.items()} | self.init_args
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,8 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def known_methods() -> list[str]:
-    """Return the names of the methods that can be set to a ratio."""
-    return [name for name in SETTINGS if hasattr(lightning_prune, name)]
+    """Return the names of the methods that can be set to a ratio without further arguments."""
+    return [name for name in SETTINGS if name not in NEEDS_FILE]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -98,7 +139,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments after ``compare``. None: those of the command line.
 
     Raises:
-        SystemExit: With code 2 for a mistake in the arguments, with 1 if a run failed.
+        SystemExit: With code 2 for a mistake in the arguments, with 1 if a run failed, with 130 if interrupted.
     """
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules
     parser = make_parser()
@@ -108,6 +149,9 @@ def main(args: Sequence[str] | None = None) -> None:
         num_failed = _compare(options, overrides)
     except RefusedError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Finished runs are kept: give the same command again to go on.\n")
+        raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if num_failed:
@@ -156,6 +200,12 @@ def _ratio(text: str) -> float:
 def _methods(text: str) -> list[Method]:
     """Return the method of a name, or those of a file."""
     if Path(text).suffix not in (".yaml", ".yml"):
+        if text in NEEDS_FILE:
+            why, arguments = NEEDS_FILE[text]
+            raise RefusedError(
+                f"Expected more than the name of {text} in `--methods`: {why}. Give it in a yaml file of methods, as "
+                f"`{text}: {{class_path: {text}, init_args: {{{arguments}}}}}`."
+            )
         if text not in known_methods():
             raise RefusedError(
                 f"Expected each of `--methods` to be one of {', '.join(known_methods())}, or a yaml file of methods, "
@@ -176,11 +226,17 @@ def _methods(text: str) -> list[Method]:
             raise RefusedError(f"{hint} {label!r} is {entry!r}.")
         if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or label == FULL or str(label).startswith(PILOT):
             raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
-        class_path = given["class_path"]
-        class_path = class_path if "." in class_path else f"lightning_prune.{class_path}"
+        class_path = _full_path(given["class_path"])
         _class_of(class_path, label)
         methods.append(Method(str(label), class_path, dict(given.get("init_args") or {})))
     return methods
+
+
+def _full_path(class_path: str) -> str:
+    """Return the path of a class of ours that is given by its name."""
+    if "." in class_path:
+        return class_path
+    return f"lightning_prune.{'' if hasattr(lightning_prune, class_path) else 'scoring.'}{class_path}"
 
 
 def _class_of(class_path: str, label: str) -> type:
@@ -225,7 +281,7 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
     with _quiet():
         cli = _CheckCLI(args=args, save_config_callback=None)
         for method in methods:
-            if method.init_args:
+            if method.init_args or method.name in NEEDS_FILE:
                 own = callback_argument(method.class_path, method.init_args)
                 _CheckCLI(args=[*args, own], save_config_callback=None)
     config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
@@ -246,10 +302,10 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
 
 
 def _open_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder, or go on in it if it belongs to the same training."""
+    """Make the folder, or go on in it if it belongs to the same training, or has no results yet."""
     path = folder / "config.yaml"
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+    if not any(folder.glob("runs/*/result.json")):
+        if not path.exists() and folder.is_dir() and any(folder.iterdir()):
             raise RefusedError(
                 f"Expected `--output` to be a new folder or one of `compare`, but '{folder}' holds other files."
             )
@@ -305,28 +361,29 @@ class Comparison:
 
     def run(self, methods: Sequence[Method], ratios: Sequence[float], num_seeds: int) -> None:
         """Run what has not been run yet."""
-        tuned = {method.label: method for method in methods if method.setting is not None}
+        tuned = {method.label: setting for method in methods if (setting := method.setting) is not None}
         pilots = {
-            label: self.spec(PILOT + label, method, method.setting.pilot, None, 0)
-            for label, method in tuned.items()
-            if method.setting is not None and method.setting.pilot is not None
+            method.label: [
+                self.spec(PILOT + method.label, method, setting.arguments(drop), drop, 0) for drop in setting.pilots
+            ]
+            for method in methods
+            if (setting := tuned.get(method.label)) is not None
         }
-        for method in tuned.values():  # what can be refused before anything is run
-            if method.label not in pilots:
-                self.solve(method, ratios, 0.0)
+        for method in methods:  # what can be refused before anything is run
+            if pilots.get(method.label) == []:
+                self.solve(method, ratios, [])
         num_runs = num_seeds * (1 + len(methods) + len(tuned) * (len(ratios) - 1))
-        with tqdm(total=num_runs + len(pilots), desc="compare", unit="run") as bar:
-            self.finish(list(pilots.values()), bar)
+        num_pilots = sum(map(len, pilots.values()))
+        with tqdm(total=num_runs + num_pilots, desc="compare", unit="run") as bar:
+            self.finish([spec for specs in pilots.values() for spec in specs], bar)
             self.specs = [self.spec(FULL, None, {}, None, seed) for seed in range(num_seeds)]
             for method in methods:
-                lost = False
+                own = pilots.get(method.label, [])
+                lost = any(spec["name"] in self.failed for spec in own)
                 settings: list[tuple[float | None, dict[str, Any]]] = [(None, {})]
                 if method.label in tuned:
-                    pilot = pilots.get(method.label)
-                    lost = pilot is not None and pilot["name"] in self.failed
-                    saved = 0.0 if pilot is None or lost else _read(pilot)["saved"]
-                    solved = [{}] * len(ratios) if lost else self.solve(method, ratios, saved)
-                    settings = [(ratio, solved[i]) for i, ratio in enumerate(ratios)]
+                    solved = [{}] * len(ratios) if lost else self.solve(method, ratios, [_read(spec) for spec in own])
+                    settings = list(zip(ratios, solved, strict=True))
                 specs = [
                     self.spec(method.label, method, solved, ratio, seed)
                     for ratio, solved in settings
@@ -334,21 +391,24 @@ class Comparison:
                 ]
                 self.specs += specs
                 if lost:
-                    self.failed |= {spec["name"]: "not run, since the pilot run failed" for spec in specs}
+                    self.failed |= {spec["name"]: "not run, since a pilot run failed" for spec in specs}
             self.finish([spec for spec in self.specs if spec["name"] not in self.failed], bar)
 
-    def solve(self, method: Method, ratios: Sequence[float], pilot: float) -> list[dict[str, Any]]:
+    def solve(self, method: Method, ratios: Sequence[float], pilots: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the arguments for each ratio."""
         setting = method.setting
         assert setting is not None  # noqa: S101  (narrowing)
-        name, warmup = method.class_path.rpartition(".")[2], int(method.init_args.get("warmup_epochs", 0))
+        if pilots:
+            curve = measured_curve(setting, [(run["ratio"], run["saved"]) for run in pilots])
+        else:
+            curve = known_curve(setting, self.max_epochs, method.with_defaults())
         try:
-            return [solve(name, setting, ratio, self.max_epochs, warmup, pilot) for ratio in ratios]
+            return [solve(method.label, setting, ratio, curve) for ratio in ratios]
         except UnreachableError as error:
             raise RefusedError(str(error)) from error
 
     def spec(
-        self, label: str, method: Method | None, solved: dict[str, Any] | None, ratio: float | None, seed: int
+        self, label: str, method: Method | None, solved: dict[str, Any], ratio: float | None, seed: int
     ) -> dict[str, Any]:
         """Return what a run is told, see `lightning_prune.compare.run`."""
         name = f"{label}{'' if ratio is None else f' {ratio:g}'} seed {seed}".replace(" ", "-")
@@ -359,7 +419,7 @@ class Comparison:
             "ratio": ratio,
             "seed": seed,
             "class_path": None if method is None else method.class_path,
-            "init_args": {} if method is None else {**method.init_args, **(solved or {})},
+            "init_args": {} if method is None else method.arguments(solved),
             "config": str(self.folder / "config.yaml"),
             "folder": str(folder),
             "result": str(folder / "result.json"),

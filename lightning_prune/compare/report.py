@@ -156,13 +156,14 @@ def draw_plots(rows: Sequence[Row], runs: Sequence[dict[str, Any]], metric: str,
     colors = matplotlib.color_sequences["tab10"]
     labels = list(dict.fromkeys(row.label for row in rows if row.values))
     color = {label: colors[i % len(colors)] for i, label in enumerate(labels)}
+    marker = {label: "osD^v"[i // len(colors) % 5] for i, label in enumerate(labels)}  # where colors repeat
 
     def save(name: str, xlabel: str, draw: Any) -> Path:
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.add_subplot(xlabel=xlabel, ylabel=metric)
         draw(axes)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside right upper", fontsize="small")
         with atomic_write(folder / name) as file:
             figure.savefig(file, format="png", dpi=150)
         return folder / name
@@ -176,7 +177,7 @@ def draw_plots(rows: Sequence[Row], runs: Sequence[dict[str, Any]], metric: str,
                 )
                 x, y, spread = zip(*spots, strict=True)
                 bars = [0 if math.isnan(s) else s for s in spread]
-                axes.errorbar(x, y, bars, marker="o", capsize=3, label=label, color=color[label])
+                axes.errorbar(x, y, bars, marker=marker[label], capsize=3, label=label, color=color[label])
 
         return draw
 
@@ -185,12 +186,10 @@ def draw_plots(rows: Sequence[Row], runs: Sequence[dict[str, Any]], metric: str,
             curve = [point for point in run.get("curve", []) if metric in point]
             if curve:
                 x, y = [point["seconds"] for point in curve], [point[metric] for point in curve]
-                label = (
-                    run["label"]
-                    if run["seed"] == 0 and run["label"] not in axes.get_legend_handles_labels()[1]
-                    else None
+                label = None if run["label"] in axes.get_legend_handles_labels()[1] else run["label"]
+                axes.plot(
+                    x, y, color=color[run["label"]], marker=marker[run["label"]], markersize=3, alpha=0.5, label=label
                 )
-                axes.plot(x, y, color=color[run["label"]], alpha=0.5, label=label)
 
     plots = [
         save("metric_vs_saved.png", "saved sample-steps (%)", points("saved", 100)),

@@ -70,6 +70,8 @@ def main(spec_path: Path) -> None:
         args.append(callback_argument(spec["class_path"], spec["init_args"]))
     cli = PruneCLI(args=args, save_config_callback=None, trainer_defaults={"callbacks": [watch]})
     trainer = cli.trainer
+    if trainer.interrupted:
+        raise SystemExit("Error: interrupted")
     if trainer.is_global_zero:
         registries = [callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry)]  # type: ignore[attr-defined]
         saved = registries[0].saved_fraction if registries else 0.0

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-MOST_DROPPED = 0.99
-"""Largest share of an epoch, or of what a method may leave out of it, that is asked for."""
+import numpy as np
+
+Arguments = Mapping[str, Any]
+Curve = Sequence[tuple[float, float]]
+"""What a method is set to, and the share of the sample-steps that it saves then; both rising."""
 
 
 class UnreachableError(ValueError):
     """A share that a method cannot save; the message says which it can."""
+
+
+def _after(first_full: int) -> Callable[[int, Arguments], float]:
+    """Return the share of a run's epochs that may prune, of a method that trains on everything in its first ones."""
+    return lambda max_epochs, given: 1 - min(1, max(given["warmup_epochs"], first_full) / max_epochs)
+
+
+_after_warmup, _after_first = _after(0), _after(1)
+
+
+def _middle(max_epochs: int, given: Arguments) -> float:
+    """Return the share of a run's batches on which SelectiveBackprop is active."""
+    start, end, interrupt = given["start"], given["end"], given["interrupt"]
+    active = [epoch for epoch in range(given["warmup_epochs"], max_epochs) if start <= epoch / max_epochs < end]
+    return len(active) / max_epochs * (1 - 1 / interrupt if interrupt else 1)
+
+
+def _prune_ratio(drop: float) -> dict[str, Any]:
+    return {"prune_ratio": drop}
+
+
+def _two_stages(drop: float) -> dict[str, Any]:
+    return {"explore_ratio": math.sqrt(1 - drop), "exploit_ratio": math.sqrt(1 - drop)}
+
+
+_WARMUP = "Epochs of the warm-up are full."
+_FIRST = "Its first epoch is full."
 
 
 @dataclass(frozen=True)
@@ -20,104 +50,130 @@ class Setting:
     """How one method is set.
 
     Args:
-        arguments: Arguments that `solve` returns. A method given with one of them is run as it is.
-        solve: Arguments that save a share: from that share of the epochs that may prune, and from what the pilot run
-            saved (0 without one).
-        most: Largest share of the epochs that may prune that can be saved, from what the pilot saved.
-        least: Smallest one, likewise.
-        first_full: Epochs at the start in which the method has nothing to go by, and trains on everything.
-        pilot: Arguments of the pilot run. None: what is saved does not depend on the losses, no pilot is needed.
+        arguments: The arguments that leave out a share of what the method may prune.
+        most: Largest such share that is asked for.
+        prunable: Share of a run's sample-steps that it may prune, by the number of epochs and all of its arguments.
+        pilots: Shares at which a run has to measure what is saved, as it depends on the losses. None: it does not.
+        bound: Why it reaches no further, and what to do.
     """
 
-    arguments: tuple[str, ...]
-    solve: Callable[[float, float], dict[str, Any]]
-    most: Callable[[float], float] = lambda pilot: MOST_DROPPED
-    least: Callable[[float], float] = lambda pilot: 0.0
-    first_full: int = 0
-    pilot: dict[str, Any] | None = field(default=None)
+    arguments: Callable[[float], dict[str, Any]] = _prune_ratio
+    most: float = 0.99
+    prunable: Callable[[int, Arguments], float] = _after_warmup
+    pilots: tuple[float, ...] = ()
+    bound: str = _WARMUP
 
-    def prunable(self, max_epochs: int, warmup_epochs: int) -> float:
-        """Return the share of a run's epochs that may prune; a pilot's saving has it in already."""
-        return 1.0 if self.pilot is not None else 1 - min(1, max(warmup_epochs, self.first_full) / max_epochs)
-
-
-def _group_mass(pilot: float) -> float:
-    """Return the share of the samples in SeTa's window, over the run, from what a pilot with 10 % random drop saved."""
-    return (1 - pilot) / 0.9
+    def fixed_by(self, given: Arguments) -> bool:
+        """Return whether a method with these arguments has its ratio already."""
+        return any(name in given for name in ("prune_ratio", *self.arguments(0.5)))
 
 
 SETTINGS: dict[str, Setting] = {
     # each epoch leaves out a fixed share
-    "RandomPruning": Setting(("prune_ratio",), lambda drop, _: {"prune_ratio": drop}),
+    "RandomPruning": Setting(),
+    "RS2": Setting(),
+    "StaticPruning": Setting(),
     # keeps explore * exploit of each epoch; both stages alike (the paper's 30 % kept are 0.5 * 0.6)
-    "OrderDP": Setting(
-        ("explore_ratio", "exploit_ratio"),
-        lambda drop, _: {"explore_ratio": math.sqrt(1 - drop), "exploit_ratio": math.sqrt(1 - drop)},
-    ),
-    # adapts its ratio to hold the target; the first epoch is full
-    "RePB": Setting(
-        ("target_keep", "prune_ratio"),
-        lambda drop, _: {"target_keep": 1 - drop},
-        most=lambda _: 0.95,
-        first_full=1,
-    ),
-    # leaves out a share of the below-mean samples, in the epochs before annealing: in proportion to prune_ratio
+    "OrderDP": Setting(_two_stages),
+    # the first epoch is full; RePB adapts its ratio to hold the target
+    "EpsilonGreedy": Setting(prunable=_after_first, bound=_FIRST),
+    "UCB": Setting(prunable=_after_first, bound=_FIRST),
+    "ImportanceSampling": Setting(prunable=_after_first, bound=_FIRST),
+    "RePB": Setting(lambda drop: {"target_keep": 1 - drop}, 0.95, _after_first, bound=_FIRST),
+    # leaves out a share of the below-mean samples, in the epochs before annealing
     "InfoBatch": Setting(
-        ("prune_ratio",),
-        lambda drop, pilot: {"prune_ratio": 0.5 * drop / pilot},
-        most=lambda pilot: MOST_DROPPED / 0.5 * pilot,
-        pilot={"prune_ratio": 0.5},
+        most=0.9,
+        pilots=(0.5,),
+        bound="It only leaves out samples below the mean loss, at most 90 % of them since the others weigh 10, not "
+        "in the first epoch and not while it anneals (`anneal_ratio`). Leave it out at this ratio, or give it with "
+        "`anneal_ratio: 1.0` in a file of methods.",
     ),
-    # a random share first, then what is outside the window: kept is (1 - prune_ratio) * mass of the window's groups
+    # a random share first, then what is outside the window
     "SeTa": Setting(
-        ("prune_ratio",),
-        lambda drop, pilot: {"prune_ratio": 1 - (1 - drop) / _group_mass(pilot)},
-        most=lambda pilot: 1 - (1 - MOST_DROPPED) * _group_mass(pilot),
-        least=lambda pilot: 1 - _group_mass(pilot),
-        pilot={"prune_ratio": 0.1},
+        pilots=(0.0, 0.5),
+        bound="Its window alone leaves out the least share. Leave it out at this ratio, or give it with another "
+        "`window_scale` in a file of methods.",
+    ),
+    # leave out a share of each batch, of which at least one sample stays
+    "DivBS": Setting(most=0.9),
+    "RHOLoss": Setting(most=0.9),
+    "SelectiveBackprop": Setting(
+        most=0.9,
+        prunable=_middle,
+        bound="It is active from `start` to `end` of the run, and not on every `interrupt`-th batch. Leave it out at "
+        "this ratio, or give it with `start: 0.0`, `end: 1.0` and `interrupt: 0` in a file of methods.",
     ),
 }
-"""One row per method: what is set, from what, and how far it reaches."""
+"""One row per method. A method that wraps another is set by that one's row."""
+
+WRAPPERS = ("AlignPrune", "BatchLossScore")
+"""Methods that wrap a ``base``, which then saves less: the undecided stay, or other scores rank."""
+WRAPPED_PILOTS = (0.25, 0.5, 0.9)
+"""Pilots of a wrapped method, besides its own."""
+
+NEEDS_FILE: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(WRAPPERS, ("it ranks for another method", "base: {class_path: InfoBatch}")),
+    "RHOLoss": ("it needs the losses of another model", "irreducible_losses: FILE.npz"),
+    "StaticPruning": ("it needs a file of scores", "scores: FILE.npz"),
+    "IES": ("none of its arguments is a ratio, what it saves follows from its threshold", "threshold: 0.001"),
+}
+"""Methods that a name alone does not set: why, and what arguments a file of methods has to give."""
 
 
-def solve(
-    label: str, setting: Setting, ratio: float, max_epochs: int, warmup_epochs: int, pilot: float
-) -> dict[str, Any]:
+def known_curve(setting: Setting, max_epochs: int, given: Arguments) -> Curve:
+    """Return what a method without pilots saves.
+
+    Args:
+        setting: Its row of :data:`SETTINGS`.
+        max_epochs: Epochs of the run.
+        given: Its arguments, defaults included.
+    """
+    return [(0.0, 0.0), (setting.most, setting.most * setting.prunable(max_epochs, given))]
+
+
+def measured_curve(setting: Setting, pilots: Curve) -> Curve:
+    """Return what a method saves, from what its pilots saved; beyond the last one it is taken to go on straight.
+
+    Settings that save no more than a lower one are left out.
+
+    Args:
+        setting: Its row of :data:`SETTINGS`.
+        pilots: What they were set to and saved. Set to 0, nothing is saved, unless a pilot tells.
+
+    Example:
+        >>> measured_curve(SETTINGS["InfoBatch"], [(0.5, 0.25)])
+        [(0.0, 0.0), (0.5, 0.25), (0.9, 0.45)]
+    """
+    points = sorted({0.0: 0.0, **dict(pilots)}.items())
+    (before, less), (last, saved) = points[-2:]
+    if last < setting.most:
+        points.append((setting.most, saved + (setting.most - last) * (saved - less) / (last - before)))
+    return [point for i, point in enumerate(points) if all(point[1] > saved for _, saved in points[:i])]
+
+
+def solve(label: str, setting: Setting, ratio: float, curve: Curve) -> dict[str, Any]:
     """Return the arguments with which a method saves ``ratio`` of the sample-steps of a run.
 
     Args:
         label: The method's name, for messages.
         setting: Its row of :data:`SETTINGS`.
         ratio: Share of all sample-steps of the run to save, in (0, 1).
-        max_epochs: Epochs of the run.
-        warmup_epochs: Full epochs at its start.
-        pilot: What the pilot run saved; 0 without one.
+        curve: What it saves; in between it is taken to be straight.
 
     Raises:
         UnreachableError: If the method cannot save that share.
 
     Example:
-        >>> solve("RePB", SETTINGS["RePB"], 0.45, 10, 0, 0.0)
-        {'target_keep': 0.5}
+        >>> solve("RandomPruning", SETTINGS["RandomPruning"], 0.25, [(0.0, 0.0), (1.0, 0.5)])
+        {'prune_ratio': 0.5}
     """
-    prunable = setting.prunable(max_epochs, warmup_epochs)
-    least, most = setting.least(pilot) * prunable, setting.most(pilot) * prunable
+    least, most = curve[0][1], curve[-1][1]
     if not least <= ratio <= most:
-        measured = " (measured by a pilot run)" if setting.pilot is not None else ""
+        measured = " (measured by pilot runs)" if setting.pilots else ""
         low = f"at least {least:.3f} and " if least > 0 else ""
         raise UnreachableError(
-            f"Expected `--prune_ratios` that {label} can reach in {max_epochs} epochs, {low}at most {most:.3f}"
-            f"{measured}, but got {ratio:g}. {_why(label)}"
+            f"Expected `--prune_ratios` that {label} can reach, {low}at most {most:.3f}{measured}, but got {ratio:g}. "
+            f"{setting.bound}"
         )
-    return setting.solve(ratio / prunable, pilot)
-
-
-def _why(label: str) -> str:
-    """Return what bounds a method."""
-    return {
-        "InfoBatch": "It only leaves out samples below the mean loss, not in the first epoch and not while it anneals "
-        "(`anneal_ratio`); leave it out at this ratio, or give it with `anneal_ratio: 1.0` in a file of methods.",
-        "SeTa": "Its window alone leaves out the least share; leave it out at this ratio, or give it with another "
-        "`window_scale` in a file of methods.",
-        "RePB": "Its first epoch is full.",
-    }.get(label, "Epochs of the warm-up are full.")
+    drops, saved = zip(*curve, strict=True)
+    return setting.arguments(float(np.interp(ratio, saved, drops)))

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_prune.analysis import class_kept_share, jaccard, noise_ratio, score_summary, usage_histogram
+from lightning_prune.analysis import (
+    class_kept_share,
+    hard_clean,
+    jaccard,
+    noise_ratio,
+    score_summary,
+    separation,
+    usage_histogram,
+)
 
 
 def draw(seed, n, k):
@@ -66,6 +74,31 @@ def test_score_summary_leaves_out_what_is_not_finite():
     assert all(math.isnan(value) for value in score_summary(torch.tensor([torch.nan])).values())
 
 
+def test_hard_clean_samples_have_the_highest_mean_losses_of_the_rightly_labelled():
+    generator = torch.Generator().manual_seed(6)
+    losses, flipped = torch.rand(7, 50, generator=generator), torch.rand(50, generator=generator) < 0.4
+    losses[3, 5] = torch.nan
+    losses[:, 8] = torch.inf
+    flipped[[5, 8]] = False
+    means = {i: np.mean([x for x in losses[:, i].tolist() if math.isfinite(x)]) for i in range(50) if i != 8}
+    expected = sorted((i for i in means if not flipped[i]), key=means.get, reverse=True)
+    assert hard_clean(losses, flipped, len(expected) + 1).tolist() == [*expected, 8]  # never seen: last
+    assert hard_clean(losses, flipped, 5).tolist() == expected[:5]
+
+
+def test_separation_counts_pairs():
+    generator = torch.Generator().manual_seed(7)
+    scores = torch.randint(10, (60,), generator=generator).float()  # many ties
+    scores[3] = torch.nan
+    group, other = torch.arange(60) < 20, torch.arange(60) >= 35
+    pairs = [(float(a), float(b)) for a in scores[group] for b in scores[other] if not math.isnan(a)]
+    expected = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+    assert separation(scores, group, other) == pytest.approx(expected, abs=1e-12)
+    assert separation(scores, other, group) == pytest.approx(1 - expected, abs=1e-12)
+    assert separation(torch.arange(60.0), other, group) == 1.0
+    assert math.isnan(separation(scores, torch.arange(60) == 3, other))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -78,6 +111,10 @@ def test_score_summary_leaves_out_what_is_not_finite():
         (lambda: noise_ratio(torch.tensor([0]), torch.tensor([1])), TypeError, "bool tensor"),
         (lambda: noise_ratio(torch.tensor([], dtype=torch.int64), torch.tensor([True])), ValueError, "empty"),
         (lambda: score_summary(torch.tensor([1])), TypeError, "floating-point"),
+        (lambda: hard_clean(torch.ones(2, 3), torch.ones(3), 1), TypeError, "`flipped` to be a bool tensor"),
+        (lambda: hard_clean(torch.ones(2, 3), torch.ones(2) > 0, 1), ValueError, r"got \(2, 3\) and \(2,\)"),
+        (lambda: hard_clean(torch.ones(2, 3), torch.ones(3) > 0, 1), ValueError, "`k` to be an int >= 1 and <= 0"),
+        (lambda: separation(torch.ones(3), torch.ones(3), torch.ones(3) > 0), TypeError, "`group` to be a bool tensor"),
     ],
 )
 def test_bad_input(call, error, match):

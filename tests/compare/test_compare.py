@@ -36,6 +36,10 @@ BASE = {
 METHODS = {
     "crash": {"class_path": "tests.compare.methods.Crashing"},
     "killed": {"class_path": "tests.compare.methods.Crashing", "init_args": {"how": "kill"}},
+    "lost": {
+        "class_path": "AlignPrune",
+        "init_args": {"base": {"class_path": "InfoBatch"}, "window": 2, "reference": "val_f1"},
+    },
     "OrderDP (0.6, 0.5)": {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.6, "exploit_ratio": 0.5}},
 }
 
@@ -105,9 +109,11 @@ def test_results_crashes_and_more_runs_later(capsys):
     assert done["full-data-seed-0"]["metrics"] != done["full-data-seed-1"]["metrics"]
     out = capsys.readouterr().out
     table = [line for line in out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 6
+    assert len(table) == 2 + 7
     assert "failed: crash-seed-0: RuntimeError: no more samples for you" in out
     assert "failed: killed-seed-1: killed by signal 9" in out
+    assert "failed: pilot-of-lost-0.5-seed-0: " in out
+    assert "failed: lost-0.5-seed-1: not run, since a pilot run failed" in out
     lines = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [line["status"] == "finished" for line in lines].count(True) == 8
     assert "| crash" in Path("out/results.md").read_text()
@@ -141,9 +147,7 @@ def test_results_crashes_and_more_runs_later(capsys):
     assert "init_args of OrderDP (0.6, 0.5) is {'exploit_ratio': 0.5, 'explore_ratio': 0.6} there" in message
 
 
-@pytest.mark.slow
-def test_resume_after_a_kill(capsys):
-    args = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--seeds", "4"]
+def start(*args):
     command = [
         sys.executable,
         "-m",
@@ -155,7 +159,32 @@ def test_resume_after_a_kill(capsys):
         "out",
         *args,
     ]
-    process = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_runs_and_keeps_no_half_of_one():
+    process = start("--methods", "RandomPruning", "--prune_ratios", "0.4", "--budget_epochs", "100000")
+    log, deadline = Path("out/runs/full-data-seed-0/log.txt"), time.monotonic() + 200
+    while not (log.exists() and "Loading `train_dataloader`" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    message = process.communicate(timeout=100)[1].decode()
+    assert process.returncode == 130
+    assert "Interrupted. Finished runs are kept: give the same command again to go on." in message
+    assert "Traceback" not in message
+    assert not results()
+    time.sleep(3)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
+
+
+@pytest.mark.slow
+def test_resume_after_a_kill(capsys):
+    args = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--seeds", "4"]
+    process = start(*args)
     deadline = time.monotonic() + 200
     while not results():
         assert process.poll() is None, process.stderr.read().decode()[-2000:]
@@ -180,9 +209,9 @@ def test_resume_after_a_kill(capsys):
 
 def test_measured_reach_is_told_before_the_runs(capsys):
     message = refused(capsys, "--methods", "RandomPruning,InfoBatch", "--prune_ratios", "0.7", "--seeds", "1")
-    assert "that InfoBatch can reach in 3 epochs, at most 0." in message
-    assert "(measured by a pilot run), but got 0.7" in message
-    assert list(results()) == ["pilot-of-InfoBatch-seed-0"]
+    assert "that InfoBatch can reach, at most 0." in message
+    assert "(measured by pilot runs), but got 0.7" in message
+    assert list(results()) == ["pilot-of-InfoBatch-0.5-seed-0"]
 
 
 @pytest.mark.parametrize(
@@ -190,12 +219,17 @@ def test_measured_reach_is_told_before_the_runs(capsys):
     [
         (
             ["--methods", "InfoBach"],
-            "Expected each of `--methods` to be one of RandomPruning, OrderDP, RePB, InfoBatch, SeTa",
+            "Expected each of `--methods` to be one of RandomPruning, RS2, OrderDP, EpsilonGreedy, UCB, Importance",
         ),
-        (["--methods", "RePB", "--prune_ratios", "0.9"], "RePB can reach in 3 epochs, at most 0.633, but got 0.9"),
+        (["--methods", "RePB", "--prune_ratios", "0.9"], "RePB can reach, at most 0.633, but got 0.9"),
         (["--methods", "RePB", "--prune_ratios", "30"], "`--prune_ratios` to be numbers in (0, 1), but got '30'"),
         (["--methods", "RePB"], "Expected `--prune_ratios`, shares of the sample-steps to save"),
         (["--methods", "RePB,RePB", "--prune_ratios", "0.3"], "each method once in `--methods`"),
+        (["--methods", "IES"], "Expected more than the name of IES in `--methods`: none of its arguments is a ratio"),
+        (["--methods", "AlignPrune"], "`AlignPrune: {class_path: AlignPrune, init_args: {base: {class_path: Info"),
+        (["--methods", "wrapped.yaml", "--prune_ratios", "0.3"], "Expected a `base` that ranks by `registry.scores`"),
+        (["--methods", "baseless.yaml"], "arguments are required: base"),
+        (["--methods", "listed.yaml"], 'Parser key "base":'),
         (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
         (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
         (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),
@@ -210,11 +244,19 @@ def test_measured_reach_is_told_before_the_runs(capsys):
 )
 def test_mistakes_end_in_one_message(args, match, capsys):
     Path("list.yaml").write_text("x: [InfoBatch]")
+    Path("baseless.yaml").write_text("x: {class_path: AlignPrune}")
+    Path("listed.yaml").write_text("x: {class_path: BatchLossScore, init_args: {base: [InfoBatch]}}")
+    Path("wrapped.yaml").write_text("x: {class_path: AlignPrune, init_args: {base: {class_path: RandomPruning}}}")
     Path("bad.yaml").write_text("x: {class_path: torch.nn.Linear}")
     Path("wrong.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ration: 0.5}}")
     Path("range.yaml").write_text("x: {class_path: InfoBatch, init_args: {prune_ratio: 7.0}}")
     assert match in refused(capsys, *args)
     assert not results()
+
+
+def test_a_refused_command_does_not_bind_its_folder(capsys):
+    assert "at most 0.633" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9")
+    assert "at most 0.712" in refused(capsys, "--methods", "RePB", "--prune_ratios", "0.9", "--trainer.max_epochs=4")
 
 
 def test_metric_must_be_logged(capsys):

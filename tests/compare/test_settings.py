@@ -2,62 +2,163 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import lightning_prune
-from lightning_prune.compare.settings import SETTINGS, UnreachableError, solve
+from lightning_prune.compare.main import Method, known_methods
+from lightning_prune.compare.settings import NEEDS_FILE, SETTINGS, UnreachableError, known_curve, measured_curve, solve
+from lightning_prune.scoring import StaticPruning
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
-EPOCHS = 16
+EPOCHS, NUM_SAMPLES, BATCH_SIZE = 16, 800, 32
+GIVEN = {
+    "StaticPruning": {"scores": torch.arange(float(NUM_SAMPLES))},
+    "RHOLoss": {"irreducible_losses": "irreducible.npy"},
+    "SelectiveBackprop": {"start": 0.1, "end": 1.0, "interrupt": 0},
+}
+EPOCH_LEVEL = ["RandomPruning", "RS2", "StaticPruning", "OrderDP", "EpsilonGreedy", "UCB", "ImportanceSampling", "RePB"]
+BATCH_LEVEL = ["DivBS", "RHOLoss", "SelectiveBackprop"]
 
 
-def saved(name, init_args, epochs=EPOCHS):
+@pytest.fixture(autouse=True)
+def _irreducible_losses(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    np.save("irreducible.npy", np.zeros(NUM_SAMPLES, dtype=np.float32))
+
+
+def build(class_path, init_args):
+    init_args = {key: build(**value) if key == "base" else value for key, value in init_args.items()}
+    name = class_path.rpartition(".")[2]
+    return (StaticPruning if name == "StaticPruning" else getattr(lightning_prune, name))(**init_args, seed=0)
+
+
+def saved(method, solved):
     torch.manual_seed(0)
-    trainer = make_trainer(getattr(lightning_prune, name)(**init_args, seed=0), max_epochs=epochs)
-    trainer.fit(Model(), make_loader(800, 32))
+    trainer = make_trainer(build(method.class_path, method.arguments(solved)), max_epochs=EPOCHS)
+    trainer.fit(Model(), make_loader(NUM_SAMPLES, BATCH_SIZE))
     return registry_of(trainer).saved_fraction
 
 
+def method_of(name, **given):
+    package = "lightning_prune.scoring" if name == "StaticPruning" else "lightning_prune"
+    return Method(name, f"{package}.{name}", {**GIVEN.get(name, {}), **given})
+
+
+def curve_of(method):
+    return known_curve(method.setting, EPOCHS, method.with_defaults())
+
+
+def saved_if_asked(method, ratio):
+    setting = method.setting
+    pilots = [(drop, saved(method, setting.arguments(drop))) for drop in setting.pilots]
+    curve = measured_curve(setting, pilots) if pilots else curve_of(method)
+    return saved(method, solve(method.label, setting, ratio, curve))
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("name", ["RandomPruning", "OrderDP", "RePB"])
-def test_derived_settings(name, ratio):
-    assert saved(name, solve(name, SETTINGS[name], ratio, EPOCHS, 0, 0.0)) == pytest.approx(ratio, abs=0.02)
+@pytest.mark.parametrize("name", EPOCH_LEVEL)
+def test_epoch_level_methods(name, ratio):
+    assert saved_if_asked(method_of(name), ratio) == pytest.approx(ratio, abs=0.02)
 
 
-def test_repb_reaches_its_most():
-    most = 0.95 * (EPOCHS - 1) / EPOCHS
-    assert saved("RePB", solve("RePB", SETTINGS["RePB"], most, EPOCHS, 0, 0.0)) == pytest.approx(most, abs=0.03)
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+@pytest.mark.parametrize("name", BATCH_LEVEL)
+def test_batch_level_methods_save_in_whole_samples_of_a_batch(name, ratio):
+    assert 0 <= saved_if_asked(method_of(name), ratio) - ratio < 1 / BATCH_SIZE
 
 
-@pytest.mark.parametrize("name", ["RandomPruning", "OrderDP", "RePB"])
+def test_selective_backprop_is_active_in_the_middle_and_not_in_every_batch():
+    method = Method("SelectiveBackprop", "lightning_prune.SelectiveBackprop")
+    assert curve_of(method)[-1] == (0.9, pytest.approx(0.9 * 7 / EPOCHS / 2))  # epochs 8 to 14 of 16
+    assert saved_if_asked(method, 0.15) == pytest.approx(0.15, abs=0.02)
+
+
+@pytest.mark.parametrize("name", EPOCH_LEVEL + BATCH_LEVEL)
+def test_what_can_be_reached(name):
+    method = method_of(name)
+    most = curve_of(method)[-1][1]
+    assert saved_if_asked(method, most) == pytest.approx(most, abs=0.03)
+
+
+@pytest.mark.parametrize("name", EPOCH_LEVEL + BATCH_LEVEL)
 def test_warmup_counts(name):
-    init_args = solve(name, SETTINGS[name], 0.4, EPOCHS, 6, 0.0)
-    assert saved(name, {**init_args, "warmup_epochs": 6}) == pytest.approx(0.4, abs=0.02)
-
-
-@pytest.mark.parametrize(("name", "ratio"), [("InfoBatch", 0.2), ("InfoBatch", 0.35), ("SeTa", 0.6), ("SeTa", 0.75)])
-def test_piloted_settings(name, ratio):
-    setting = SETTINGS[name]
-    pilot = saved(name, setting.pilot)
-    assert saved(name, solve(name, setting, ratio, EPOCHS, 0, pilot)) == pytest.approx(ratio, abs=0.03)
+    assert saved_if_asked(method_of(name, warmup_epochs=6), 0.4) == pytest.approx(0.4, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("name", "ratio", "pilot", "match"),
+    ("method", "ratio"),
     [
-        ("RePB", 0.9, 0.0, "RePB can reach in 10 epochs, at most 0.855, but got 0.9. Its first epoch is full"),
-        ("OrderDP", 0.995, 0.0, "at most 0.990, but got 0.995"),
-        ("InfoBatch", 0.7, 0.3, r"at most 0.594 \(measured by a pilot run\), but got 0.7. It only leaves out"),
-        ("SeTa", 0.3, 0.5, r"at least 0.444 and at most 0.994 \(measured by a pilot run\), but got 0.3. Its window"),
+        (Method("InfoBatch", "InfoBatch"), 0.2),
+        (Method("InfoBatch", "InfoBatch"), 0.35),
+        (Method("SeTa", "SeTa"), 0.6),
+        (Method("SeTa", "SeTa"), 0.75),
+        (Method("a", "AlignPrune", {"base": {"class_path": "InfoBatch"}, "window": 5}), 0.1),
+        (Method("a", "AlignPrune", {"base": {"class_path": "InfoBatch"}, "window": 5}), 0.2),
+        (Method("a", "AlignPrune", {"base": {"class_path": "OrderDP"}, "window": 5}), 0.3),
+        (Method("a", "AlignPrune", {"base": "RePB", "window": 5}), 0.3),
+        (Method("a", "AlignPrune", {"base": {"class_path": "SeTa", "init_args": {"num_groups": 4}}, "window": 5}), 0.3),
+        (Method("b", "BatchLossScore", {"base": {"class_path": "InfoBatch"}}), 0.25),
+        (Method("b", "BatchLossScore", {"base": {"class_path": "RePB"}}), 0.6),
     ],
 )
-def test_unreachable_ratios_say_what_is_reachable(name, ratio, pilot, match):
+def test_methods_measured_by_pilots(method, ratio):
+    assert saved_if_asked(method, ratio) == pytest.approx(ratio, abs=0.03)
+
+
+def test_arguments_of_a_base_are_set_beside_its_own():
+    method = Method(
+        "a", "AlignPrune", {"base": {"class_path": "RePB", "init_args": {"window_batches": 4}}, "window": 5}
+    )
+    base = {"class_path": "RePB", "init_args": {"window_batches": 4, "target_keep": 0.5}}
+    assert method.arguments({"target_keep": 0.5}) == {"base": base, "window": 5}
+    assert Method("a", "AlignPrune", {"base": base}).setting is None  # says its ratio: is run as it is
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "curve", "match"),
+    [
+        (
+            "RePB",
+            0.9,
+            [(0.0, 0.0), (0.95, 0.855)],
+            "RePB can reach, at most 0.855, but got 0.9. Its first epoch is full",
+        ),
+        ("OrderDP", 0.995, [(0.0, 0.0), (0.99, 0.99)], "at most 0.990, but got 0.995"),
+        (
+            "InfoBatch",
+            0.7,
+            [(0.0, 0.0), (0.9, 0.594)],
+            r"most 0.594 \(measured by pilot runs\), but got 0.7. It only le",
+        ),
+        ("SeTa", 0.3, [(0.0, 0.444), (0.9, 0.95)], r"at least 0.444 and at most 0.950 \(measured by pilot runs\), but"),
+    ],
+)
+def test_unreachable_ratios_say_what_is_reachable(name, ratio, curve, match):
     with pytest.raises(UnreachableError, match=match):
-        solve(name, SETTINGS[name], ratio, 10, 0, pilot)
+        solve(name, SETTINGS[name], ratio, curve)
 
 
-def test_rows_are_of_arguments_that_exist():
-    for name, setting in SETTINGS.items():
-        method = getattr(lightning_prune, name)(**setting.solve(0.5, 0.4))
-        assert all(hasattr(method, argument) for argument in setting.arguments)
+def test_ratios_between_pilots_are_interpolated():
+    setting = SETTINGS["InfoBatch"]
+    curve = measured_curve(setting, [(0.8, 0.5), (0.4, 0.2), (0.5, 0.15)])
+    assert curve[:3] == [
+        (0.0, 0.0),
+        (0.4, 0.2),
+        (0.8, 0.5),
+    ]  # a setting that saves less than a lower one does not count
+    assert curve[3:] == [(0.9, pytest.approx(0.5 + 0.35 / 3))]
+    assert solve("InfoBatch", setting, 0.35, curve) == {"prune_ratio": pytest.approx(0.6)}
+    assert measured_curve(setting, [(0.5, 0.3), (0.9, 0.2)]) == [(0.0, 0.0), (0.5, 0.3)]
+
+
+def test_every_exported_method_can_be_named_or_says_what_it_needs():
+    base = lightning_prune.PruningCallback
+    things = {name: getattr(lightning_prune, name) for name in lightning_prune.__all__}
+    methods = {n for n, thing in things.items() if isinstance(thing, type) and issubclass(thing, base)} - {
+        base.__name__
+    }
+    assert methods == {*known_methods(), *NEEDS_FILE} - {"StaticPruning"}
+    for name in known_methods():
+        assert build(name, SETTINGS[name].arguments(0.5))

@@ -10,6 +10,7 @@ import torch
 
 from examples.experiments.analysis import surrogate, table, unbiasedness
 from examples.experiments.data import NoisyDigits
+from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import PruningMonitor, RePB
@@ -73,3 +74,17 @@ def test_tables_of_the_analyses():
     assert [line.split("|")[3].strip() for line in lines[-6:]] == ["10.00", "3.33", "2.00", "1.43", "1.11", "1.00"]
     z = [abs(float(line.split("|")[3])) for line in unbiasedness().splitlines()[2:]]
     assert [value < 5 for value in z] == [True, True, True, False, False, True]
+
+
+def test_curves_of_hard_and_mislabelled_samples():
+    epochs, flipped = torch.arange(40.0)[:, None], torch.arange(60) >= 40
+    falling, late, rising = 0.9 - epochs / 50, 3 - epochs / 40, 1 + epochs / 40  # easy, hard, mislabelled
+    losses = torch.where(flipped, rising, torch.where(torch.arange(60) < 4, late, falling))
+    groups = groups_of(losses, flipped)
+    assert groups.tolist() == [1] * 4 + [0] * 36 + [2] * 20
+    assert torch.allclose(alignment(losses, WINDOW), torch.where(flipped, -1.0, 1.0))
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in curves([(losses, groups)]).splitlines()]
+    assert rows[5][0] == "**hard above mislabelled, by loss**"
+    assert rows[5][1:] == ["**0.00**"] * 6
+    assert rows[9][1:] == ["", *["**1.00**"] * 5]
+    assert [row[2] for row in rows[6:9]] == ["1.00", "1.00", "-1.00"]
