@@ -317,6 +317,8 @@ def finish_batch_progress(trainer: Trainer, batches_done: int) -> None:
     current = loop.batch_progress.current
     if not hasattr(loop, "restarted_on_train_batch_end") and current.completed < batches_done == current.ready:
         loop.batch_progress.increment_completed()
+        if not loop._should_accumulate():
+            loop._batches_that_stepped += 1  # which loggers show as the step
 
 
 def iterate(trainer: Trainer, *, keep_rng: bool) -> None:

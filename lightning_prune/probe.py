@@ -38,6 +38,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()  # torch 2.4 would hand training the weights that it cast without gradients
         for child in training:
             child.training = True
 

@@ -22,7 +22,7 @@ def test_ranks_log_the_same(tmp_path):
     command = [sys.executable, "-m", "tests.analysis.ddp_case", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["history"] == second["history"]
     monitor = PruningMonitor(targets=1, gradient_every_n_epochs=1, gradient_samples=21)
     make_trainer(OrderDP(seed=2), monitor).fit(Model(), make_loader(batch_size=4))
