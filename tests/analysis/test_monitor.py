@@ -186,8 +186,10 @@ def test_nothing_selected_among_the_samples_is_nan():
     assert bool(seen["pair"][1].isfinite().all())
 
 
-@pytest.mark.parametrize(("point", "first"), [("end-epoch=1", 2), ("step=13", 1), ("step=17", 2)])
+@pytest.mark.parametrize(("point", "first"), [("end-epoch=1", {2}), ("step=13", {1}), ("step=17", {1, 2})])
 def test_resumed_monitor_logs_the_same(point, first, tmp_path):
+    """Step 17 is the last batch of epoch 1: Lightning then skips its end, but did not before 2.5.1."""
+
     def run(folder, ckpt_path=None):
         every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
         at_end = ModelCheckpoint(folder, "end-{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
@@ -200,7 +202,8 @@ def test_resumed_monitor_logs_the_same(point, first, tmp_path):
     whole = run(tmp_path / "a")
     with pytest.warns(UserWarning, match="dirpath has changed"):
         resumed = run(tmp_path / "b", tmp_path / "a" / f"{point}.ckpt")
-    assert resumed == whole[first:]  # step 17 is the last batch of epoch 1, whose end Lightning then skips
+    assert resumed == whole[-len(resumed) :]
+    assert resumed[0]["epoch"] in first
 
 
 def test_checkpoint_is_small_and_safe(tmp_path):

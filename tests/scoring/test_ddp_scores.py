@@ -25,7 +25,8 @@ def results(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     run_all(1, folders[1])
     return {
-        devices: {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")} for devices, folder in folders.items()
+        devices: {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+        for devices, folder in folders.items()
     }
 
 
