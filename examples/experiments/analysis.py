@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,20 +12,17 @@ import lightning.pytorch as L
 import torch
 
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments.data import NoisyDigits
+from examples.experiments.training import quiet, train
 from lightning_prune import (
     InfoBatch,
     OrderDP,
     PruningCallback,
-    PruningMonitor,
     RandomPruning,
     RePB,
-    ScoreRegistry,
     SeTa,
 )
 from lightning_prune.analysis import check_unbiased, limit_density, surrogate_weights, usage_histogram
 from lightning_prune.functional import infobatch, orderdp, orderdp_inclusion
-from lightning_prune.methods.alignprune import AlignPrune
 from lightning_prune.methods.random import random_subset
 from lightning_prune.plan import Selection
 
@@ -36,44 +31,23 @@ Method = Callable[[], PruningCallback]
 AT_40: dict[str, Method] = {
     "RandomPruning": lambda: RandomPruning(0.4),
     "InfoBatch": lambda: InfoBatch(0.54, anneal_ratio=1.0),
-    "SeTa": lambda: SeTa(0.14, anneal_ratio=1.0),
+    "SeTa": lambda: SeTa(0.0, anneal_ratio=1.0),
     "RePB": lambda: RePB(target_keep=0.58),
     "OrderDP": lambda: OrderDP(0.775, 0.775),
 }
 AT_70: dict[str, Method] = {
     "RandomPruning": lambda: RandomPruning(0.7),
     "InfoBatch": lambda: InfoBatch(0.94, anneal_ratio=1.0),
-    "SeTa": lambda: SeTa(0.57, anneal_ratio=1.0),
+    "SeTa": lambda: SeTa(0.5, anneal_ratio=1.0),
     "RePB": lambda: RePB(target_keep=0.26),
     "OrderDP": lambda: OrderDP(0.548, 0.548),
 }
-NOISY: dict[str, Method] = {
-    "RandomPruning": lambda: RandomPruning(0.4),
-    "InfoBatch": lambda: InfoBatch(0.5),
-    "OrderDP": lambda: OrderDP(0.775, 0.775),
-    "AlignPrune on InfoBatch": lambda: AlignPrune(InfoBatch(0.5), window=10),
-    "AlignPrune on InfoBatch, rescale=False": lambda: AlignPrune(InfoBatch(0.5), window=10, rescale=False),
-}
 
 
-def train(method: PruningCallback, seed: int, epochs: int, data: L.LightningDataModule, **monitored):
-    """Train once; return what the monitor saw, epoch by epoch, the registry and the test accuracy."""
+def train_digits(method: PruningCallback, seed: int, epochs: int, **monitored):
+    """Train a small CNN once; return what the monitor saw, epoch by epoch, the registry and the test accuracy."""
     L.seed_everything(seed, verbose=False)
-    monitor, registry = PruningMonitor(**monitored), ScoreRegistry()
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=epochs,
-        callbacks=[registry, method, monitor],
-    )
-    model = DigitsModel(width=16)
-    trainer.fit(model, data)
-    return monitor.history, registry, float(trainer.callback_metrics["val_accuracy"])
+    return train(method, DigitsModel(width=16), DigitsData(), epochs, **monitored)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -147,7 +121,7 @@ def stability(seeds: int) -> str:
     rows: dict[str, list[list[str]]] = {"jaccard": [], "grad_cosine": [], "grad_norm_ratio": []}
     for ratio, methods in (("40 %", AT_40), ("70 %", AT_70)):
         for name, make in methods.items():
-            runs = [train(make(), s, EPOCHS, DigitsData(), gradient_every_n_epochs=2) for s in range(seeds)]
+            runs = [train_digits(make(), s, EPOCHS, gradient_every_n_epochs=2) for s in range(seeds)]
             saved = statistics.fmean([run[1].saved_fraction for run in runs])
             histories = [run[0] for run in runs]
             for key, lines in rows.items():
@@ -167,30 +141,12 @@ def usage() -> str:
     """D.4: in how many epochs each sample was selected."""
     rows = []
     for ratio, explore, exploit, epochs in ((30, 0.837, 0.837, 40), (50, 0.707, 0.707, 40), (99, 0.1, 0.1, 200)):
-        _, registry, _ = train(OrderDP(explore, exploit), 0, epochs, DigitsData())
+        _, registry, _ = train_digits(OrderDP(explore, exploit), 0, epochs)
         histogram = usage_histogram(registry.counts, epochs)
         tenths = [int(part.sum()) for part in torch.tensor_split(histogram[1:], 10)]
         rows.append([f"{ratio} %", str(epochs), str(int(histogram[0])), *map(str, tenths)])
     tenths = [f"{10 * i}-{10 * (i + 1)} %" for i in range(10)]
     return table(["pruned", "epochs", "samples never used", *(f"used in {tenth}" for tenth in tenths)], rows)
-
-
-def noise(seeds: int) -> str:
-    """B.2.8: mislabelled among the kept."""
-    rows = []
-    for name, make in NOISY.items():
-        cells: list[str] = []
-        for rate in (0.2, 0.4):
-            runs = [
-                train(make(), s, 30, NoisyDigits("symmetric", rate, split_seed=s), flipped="flipped")
-                for s in range(seeds)
-            ]
-            pruned = [[values for values in history if values["epoch"] in range(10, 26)] for history, _, _ in runs]
-            ratios = [statistics.fmean(values["noise_ratio"] for values in history) for history in pruned]
-            cells += [spread(ratios), spread([100 * accuracy for _, _, accuracy in runs], 1)]
-        rows.append([name, *cells])
-    header = ["method", "noisy share kept, 20 % noise", "accuracy (%)", "noisy share kept, 40 % noise", "accuracy (%)"]
-    return table(header, rows)
 
 
 TEXT = """# Analyses
@@ -233,11 +189,7 @@ As in the paper, no sample is never used, at 99 % either, and most are used with
 
 ## Mislabelled samples among the kept (AlignPrune, B.2.8)
 
-Symmetric noise, 30 epochs, window 10; the share is the mean over epochs 10 to 25, in which all methods prune.
-
-{noise}
-Ranking by loss keeps more wrong labels than there are; ranking by alignment does not: about their share in the data, or
-a little less. Random pruning is the most accurate of these here.
+With the other results on [wrong labels](experiments.md#d-wrong-labels).
 """
 
 
@@ -246,17 +198,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("docs/analysis.md"))
     args = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    quiet()
     start = time.process_time()
     parts = {
         "surrogate": surrogate(),
         "unbiasedness": unbiasedness(),
         "stability": stability(args.seeds),
         "usage": usage(),
-        "noise": noise(args.seeds),
     }
     minutes = (time.process_time() - start) / 60
     args.output.write_text(TEXT.format(**parts, minutes=minutes, seeds=args.seeds, epochs=EPOCHS))

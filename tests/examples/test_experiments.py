@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.experiments import noise
 from examples.experiments.analysis import surrogate, table, unbiasedness
-from examples.experiments.data import NoisyDigits
+from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
-from lightning_prune import PruningMonitor, RePB
+from lightning_prune import AlignPrune, PruningMonitor, RePB
 from lightning_prune.compare.main import _methods, _ratio, make_parser
 from tests.helpers import Model, make_loader, make_trainer
 
@@ -65,6 +66,39 @@ def test_noisy_digits_know_their_noise():
     labels, truth = data.train.tensors[1], clean.train.tensors[1]
     assert torch.equal(data.train.flipped, labels != truth)
     assert float(data.train.flipped.double().mean()) == pytest.approx(0.4, abs=1e-3)
+
+
+def test_a_reference_is_as_large_and_as_wrong_as_asked():
+    flipped = torch.arange(100) % 5 < 2
+    ids = reference_ids(flipped, 20, 0.25)
+    assert len(set(ids)) == 20
+    assert int(flipped[ids].sum()) == 5
+    assert int(flipped[reference_ids(flipped, 50, 0.0)].sum()) == 0
+
+
+@pytest.mark.parametrize("name", noise.EXPERIMENTS)
+def test_settings_of_the_noise_experiments(name):
+    for setting in noise.EXPERIMENTS[name].values():
+        data = NoisyDigits(setting.kind, setting.rate)
+        data.setup("fit")
+        method = setting.make(data.train.flipped)
+        if isinstance(method, AlignPrune):
+            assert 2 * method.window <= setting.epochs
+            assert method.reference == "self" or len(method.reference) >= 10
+
+
+def test_a_noise_experiment_runs_and_is_tabulated(monkeypatch):
+    rows = {"InfoBatch": noise.METHODS["InfoBatch"], "AlignPrune": align(4, size=20)}
+    rows = {name: Setting(make, epochs=14) for name, make in rows.items()}
+    monkeypatch.setitem(noise.EXPERIMENTS, "windows", rows)
+    results = {(row, seed): noise.run("windows", row, seed) for row in rows for seed in range(2)}
+    assert all(0.5 < result["accuracy"] <= 1 and 0 < result["saved"] < 0.5 for result in results.values())
+    by_loss, by_alignment = (results[row, 0]["noise"] for row in rows)
+    assert by_alignment < 0.4 < by_loss
+    lines = noise.table("windows", results).splitlines()
+    assert lines[0] == "| windows | accuracy, % | wrong labels kept, % | saved, % |"
+    mean = 50 * (results["InfoBatch", 0]["accuracy"] + results["InfoBatch", 1]["accuracy"])
+    assert lines[2].startswith(f"| InfoBatch | {mean:.1f} ± ")
 
 
 def test_tables_of_the_analyses():
