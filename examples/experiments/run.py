@@ -19,11 +19,11 @@ OPTIMIZERS = {
     "adamw": ["--optimizer=torch.optim.AdamW", "--optimizer.lr=0.002"],
     "lars": [
         "--optimizer=timm.optim.Lars",
-        "--optimizer.lr=0.5",
+        "--optimizer.lr=2.0",
         "--optimizer.momentum=0.9",
         "--optimizer.always_adapt=true",
     ],
-    "lamb": ["--optimizer=timm.optim.Lamb", "--optimizer.lr=0.01"],
+    "lamb": ["--optimizer=timm.optim.Lamb", "--optimizer.lr=0.003"],
 }
 
 Command = tuple[str, list[str]]
@@ -44,7 +44,7 @@ EXPERIMENTS: dict[str, list[Command]] = {
     "orderdp": [("", ["--methods", f"{HERE}/orderdp.yaml"])],  # (c)
     # (f) four optimizers at a constant rate; LARS and LAMB are timm's
     "optimizers": [
-        (name, ["--methods", "InfoBatch", "OrderDP", "--prune_ratios", "0.5", *optimizer])
+        (name, ["--methods", "RandomPruning", "InfoBatch", "RePB", "OrderDP", "--prune_ratios", "0.5", *optimizer])
         for name, optimizer in OPTIMIZERS.items()
     ],
 }  # fmt: skip
