@@ -195,7 +195,7 @@ With the other results on [wrong labels](experiments.md#d-wrong-labels).
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("docs/analysis.md"))
     args = parser.parse_args()
     quiet()
