@@ -1,8 +1,8 @@
 """Digits with wrong labels: InfoBatch alone, and under AlignPrune. ``python -m examples.experiments.noise NAME``.
 
-Prints a Markdown table: means over the seeds (with the standard deviation of the accuracy) of the accuracy on clean
-test images; of the share of wrong labels among the kept, in the epochs in which the method ranks as it is named; of the
-sample-steps saved. Each seed has its own split, noise, weights and draws.
+Prints a Markdown table of means over the seeds: the accuracy on clean test images ± its standard deviation; its gain
+over InfoBatch's with the same seed ± its standard error; the share of wrong labels among the kept, in the epochs in
+which the method ranks as it is named; the share of sample-steps saved. Each seed has its own split, noise and weights.
 """
 
 from __future__ import annotations
@@ -106,29 +106,36 @@ NOISES = {
         for rate in (0.2, 0.4, 0.5)
     },
 }
-EXPERIMENTS: dict[str, dict[str, Setting]] = {
+BASE = ("InfoBatch",)
+EXPERIMENTS: dict[str, dict[tuple[str, ...], Setting]] = {
     "kinds": {
-        f"{noise} | {name}": Setting(make, kind, rate)
+        (noise, name): Setting(make, kind, rate)
         for (noise, (kind, rate)), (name, make) in product(NOISES.items(), METHODS.items())
     },
     "windows": {
-        "InfoBatch": Setting(METHODS["InfoBatch"], epochs=100),
-        **{f"window {n}": Setting(align(n, rescale=False), epochs=100) for n in (2, 3, 5, 10, 20, 50)},
+        BASE: Setting(METHODS["InfoBatch"], epochs=100),
+        **{(f"window {n}",): Setting(align(n, rescale=False), epochs=100) for n in (2, 3, 5, 10, 20, 50)},
     },
     "correlations": {
-        name: Setting(align(correlation=name, rescale=False)) for name in ("pearson", "spearman", "cosine", "dtw")
+        BASE: Setting(METHODS["InfoBatch"]),
+        **{
+            (name,): Setting(align(correlation=name, rescale=False))
+            for name in ("pearson", "spearman", "cosine", "dtw")
+        },
     },
     "reference": {
-        "self": Setting(align(rescale=False)),
+        BASE: Setting(METHODS["InfoBatch"]),
+        ("self",): Setting(align(rescale=False)),
         **{
-            f"{size} samples, {wrong:.0%} wrong": Setting(align(size=size, wrong=wrong, rescale=False))
+            (f"{size} samples, {wrong:.0%} wrong",): Setting(align(size=size, wrong=wrong, rescale=False))
             for size, wrong in ((10, 0.0), (50, 0.0), (100, 0.0), (500, 0.0), (100, 0.2), (100, 0.4))
         },
     },
 }
+"""By name: the settings, each under the first cells of its row; one row is InfoBatch, to which others are compared."""
 
 
-def run(experiment: str, row: str, seed: int) -> dict[str, float]:
+def run(experiment: str, row: tuple[str, ...], seed: int) -> dict[str, float]:
     """Train once; return the accuracy, the share of wrong labels that was kept, the saved share, and CPU seconds."""
     start = time.process_time()
     setting = EXPERIMENTS[experiment][row]
@@ -146,24 +153,32 @@ def run(experiment: str, row: str, seed: int) -> dict[str, float]:
     }
 
 
-def table(experiment: str, results: dict[tuple[str, int], dict[str, float]]) -> str:
+def table(experiment: str, results: dict[tuple[tuple[str, ...], int], dict[str, float]]) -> str:
     """Return the table of an experiment, from the results by row and seed."""
-    rows = list(EXPERIMENTS[experiment])
-    first = "noise | method" if "|" in rows[0] else experiment
-    header = [first, "accuracy, %", "wrong labels kept, %", "saved, %"]
-    lines = [" | ".join(header), " | ".join(["---"] * first.count("|") + ["---", "---:", "---:", "---:"])]
+    rows, num_seeds = list(EXPERIMENTS[experiment]), 1 + max(seed for _, seed in results)
+    names = ["noise", "method"] if len(rows[0]) == 2 else [experiment]
+    values = ["accuracy, %", "against InfoBatch", "wrong labels kept, %", "saved, %"]
+    lines = [[*names, *values], ["---"] * len(names) + ["---:"] * len(values)]
+
+    def of(row: tuple[str, ...], key: str) -> list[float]:
+        return [100 * results[row, seed][key] for seed in range(num_seeds)]
+
     for row in rows:
-        runs = [result for (label, _), result in results.items() if label == row]
-        mean = {key: 100 * statistics.fmean(run[key] for run in runs) for key in runs[0]}
-        spread = f" ± {100 * statistics.stdev(run['accuracy'] for run in runs):.1f}" if len(runs) > 1 else ""
-        lines.append(f"{row} | {mean['accuracy']:.1f}{spread} | {mean['noise']:.1f} | {mean['saved']:.1f}")
-    return "".join(f"| {line} |\n" for line in lines)
+        accuracy = of(row, "accuracy")
+        gains = [a - b for a, b in zip(accuracy, of((*row[:-1], *BASE), "accuracy"), strict=True)]
+        lines.append([
+            *row,
+            f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f}",
+            f"{statistics.fmean(gains):+.1f} ± {statistics.stdev(gains) / num_seeds**0.5:.1f}",
+            *(f"{statistics.fmean(of(row, key)):.1f}" for key in ("noise", "saved")),
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=EXPERIMENTS)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10, help="at least 2")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args()
     cases = list(product(EXPERIMENTS[args.name], range(args.seeds)))
