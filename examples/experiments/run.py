@@ -37,8 +37,8 @@ EXPERIMENTS: dict[str, list[Command]] = {
     ],
     # the same on images that are harder, and more
     "glyphs": [
-        ("", [*GLYPHS, "--methods", "RandomPruning", "OrderDP", "RePB", "SeTa", "--prune_ratios", "0.5", "0.7"]),
-        ("", [*GLYPHS, "--methods", "InfoBatch", "--prune_ratios", "0.5"]),
+        ("", [*GLYPHS, "--methods", "RandomPruning", "OrderDP", "RePB", "SeTa", *RATIOS]),
+        ("", [*GLYPHS, "--methods", "InfoBatch", "--prune_ratios", "0.3", "0.5"]),
     ],
     "repb": [("", ["--methods", f"{HERE}/repb.yaml"])],  # (b)
     "orderdp": [("", ["--methods", f"{HERE}/orderdp.yaml"])],  # (c)
