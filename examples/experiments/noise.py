@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product, repeat
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Setting(NamedTuple):
     kind: str = "symmetric"
     rate: float = 0.4
     epochs: int = 40
+    model: Callable[[], L.LightningModule] = NoisyModel
 
 
 def align(window: int = 10, size: int = 0, wrong: float = 0.0, **arguments: Any) -> Make:
@@ -112,6 +114,10 @@ EXPERIMENTS: dict[str, dict[tuple[str, ...], Setting]] = {
         (noise, name): Setting(make, kind, rate)
         for (noise, (kind, rate)), (name, make) in product(NOISES.items(), METHODS.items())
     },
+    "cnn": {  # which memorises within the first window
+        (name,): Setting(METHODS[name], model=partial(DigitsModel, width=16))
+        for name in ("full data", "RandomPruning", *BASE, "AlignPrune, rescale=False")
+    },
     "windows": {
         BASE: Setting(METHODS["InfoBatch"], epochs=100),
         **{(f"window {n}",): Setting(align(n, rescale=False), epochs=100) for n in (2, 3, 5, 10, 20, 50)},
@@ -143,7 +149,7 @@ def run(experiment: str, row: tuple[str, ...], seed: int) -> dict[str, float]:
     data = NoisyDigits(setting.kind, setting.rate, split_seed=seed)
     data.setup("fit")
     method = setting.make(data.train.flipped)
-    history, registry, accuracy = train(method, NoisyModel(), data, setting.epochs, flipped="flipped")
+    history, registry, accuracy = train(method, setting.model(), data, setting.epochs, flipped="flipped")
     ranked = history[getattr(method, "window", 10) : int(0.875 * setting.epochs)]  # InfoBatch anneals after that
     return {
         "accuracy": accuracy,
