@@ -12,10 +12,8 @@ import lightning.pytorch as L
 import torch
 
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments.noise import NoisyDigits, NoisyModel
 from examples.experiments.training import quiet, train
 from lightning_prune import (
-    AlignPrune,
     InfoBatch,
     OrderDP,
     PruningCallback,
@@ -151,24 +149,6 @@ def usage() -> str:
     return table(["pruned", "epochs", "samples never used", *(f"used in {tenth}" for tenth in tenths)], rows)
 
 
-def hard_and_wrong(seeds: int) -> str:
-    """B.2.7: mean loss and alignment of clean and mislabelled samples."""
-    cells: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(seeds):
-        L.seed_everything(seed, verbose=False)
-        data = NoisyDigits("symmetric", 0.4, split_seed=seed)
-        data.setup("fit")
-        wrong = data.train.flipped
-        _, registry, _ = train(AlignPrune(InfoBatch(), window=10), NoisyModel(), data, EPOCHS)
-        losses, scores = registry.column("align_losses").nanmean(0), registry.column("align_score")
-        hard = ~wrong & (losses > losses[~wrong].quantile(0.9))
-        groups = {"right, easier": ~wrong & ~hard, "right, the hardest tenth": hard, "wrong": wrong}
-        for name, ids in groups.items():
-            cells.setdefault(name, []).append((float(losses[ids].nanmean()), float(scores[ids].nanmean())))
-    rows = [[name, *(spread(list(values), 2) for values in zip(*pairs, strict=True))] for name, pairs in cells.items()]
-    return table(["label", "mean loss", "mean alignment"], rows)
-
-
 TEXT = """# Analyses
 
 Written by `python -m examples.experiments.analysis` ({minutes:.1f} minutes of CPU time on one thread; {seeds} seeds).
@@ -208,14 +188,9 @@ No method anneals here, as in the paper. Mean ± standard deviation over the see
 {usage}
 As in the paper, no sample is never used, at 99 % either, and most are used with a frequency of their own.
 
-## Hard and mislabelled samples (AlignPrune, B.2.7)
+## Mislabelled samples among the kept (AlignPrune, B.2.8)
 
-Symmetric noise of 40 %, a network of one hidden layer, the last 10 of {epochs} epochs.
-
-{hard_and_wrong}
-As in the paper, the hardest right labels follow the reference nearly as the easier ones do, and wrong labels do not.
-Here the losses tell them apart as well, while in the paper they are nearly the same. Which labels are kept (B.2.8) is
-among the [experiments](experiments.md#d-wrong-labels).
+With the other results on [wrong labels](experiments.md#d-wrong-labels).
 """
 
 
@@ -231,7 +206,6 @@ def main() -> None:
         "unbiasedness": unbiasedness(),
         "stability": stability(args.seeds),
         "usage": usage(),
-        "hard_and_wrong": hard_and_wrong(args.seeds),
     }
     minutes = (time.process_time() - start) / 60
     args.output.write_text(TEXT.format(**parts, minutes=minutes, seeds=args.seeds, epochs=EPOCHS))

@@ -13,6 +13,7 @@ from lightning_prune.cli import main as lightning_prune
 
 HERE = "examples/experiments"
 GLYPHS = ["--config", "examples/glyphs/compare.yaml"]
+BOUND = f"{HERE}/infobatch_bound.yaml"
 RATIOS = ["--prune_ratios", "0.3", "0.5", "0.7"]
 OPTIMIZERS = {
     "sgd": ["--optimizer=torch.optim.SGD", "--optimizer.lr=0.01", "--optimizer.momentum=0.9"],
@@ -31,14 +32,14 @@ Command = tuple[str, list[str]]
 EXPERIMENTS: dict[str, list[Command]] = {
     # (a) full data and six methods at about 30, 50 and 70 % saved
     "methods": [
-        ("", ["--methods", "RandomPruning", "OrderDP", "RePB", f"{HERE}/no_anneal.yaml", *RATIOS]),
-        ("", ["--methods", "InfoBatch", "--prune_ratios", "0.3", "0.5"]),
+        ("", ["--methods", "RandomPruning", "OrderDP", "RePB", *RATIOS]),
+        ("", ["--methods", "InfoBatch", f"{HERE}/no_anneal.yaml", BOUND, "--prune_ratios", "0.3", "0.5"]),
         ("", ["--methods", "SeTa", f"{HERE}/seta.yaml", "--prune_ratios", "0.5", "0.7"]),
     ],
     # the same on images that are harder, and more
     "glyphs": [
         ("", [*GLYPHS, "--methods", "RandomPruning", "OrderDP", "RePB", "SeTa", *RATIOS]),
-        ("", [*GLYPHS, "--methods", "InfoBatch", "--prune_ratios", "0.3", "0.5"]),
+        ("", [*GLYPHS, "--methods", "InfoBatch", BOUND, "--prune_ratios", "0.3"]),
     ],
     "repb": [("", ["--methods", f"{HERE}/repb.yaml"])],  # (b)
     "orderdp": [("", ["--methods", f"{HERE}/orderdp.yaml"])],  # (c)

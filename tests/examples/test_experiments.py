@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from examples.experiments import noise
-from examples.experiments.analysis import hard_and_wrong, surrogate, table, unbiasedness
+from examples.experiments.analysis import surrogate, table, unbiasedness
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
@@ -119,8 +119,3 @@ def test_tables_of_the_analyses():
     assert [line.split("|")[3].strip() for line in lines[-6:]] == ["10.00", "3.33", "2.00", "1.43", "1.11", "1.00"]
     z = [abs(float(line.split("|")[3])) for line in unbiasedness().splitlines()[2:]]
     assert [value < 5 for value in z] == [True, True, True, False, False, True]
-
-
-def test_alignment_tells_hard_from_wrong_labels():
-    _, hard, wrong = (line.split("|") for line in hard_and_wrong(1).splitlines()[2:])
-    assert float(hard[3]) > float(wrong[3]) + 0.1
