@@ -18,9 +18,8 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from examples.digits.noise import NoisyModel
 from examples.experiments.analysis import spread, table
-from examples.experiments.data import NoisyDigits
+from examples.experiments.noise import NoisyDigits, NoisyModel
 from lightning_prune import AlignPrune, InfoBatch, PruningCallback, RandomPruning, ScoreRegistry
 from lightning_prune.analysis import class_kept_share, hard_clean, noise_ratio, separation
 from lightning_prune.functional import alignment_score
@@ -122,8 +121,8 @@ TITLE = "## Hard against mislabelled samples (AlignPrune, B.2.7 and B.2.8)\n"
 TEXT = """
 Written by `python -m examples.experiments.hard_and_noisy` ({minutes:.1f} minutes of CPU time on one thread; {seeds}
 seeds): symmetric noise of 40 %, {epochs} epochs, a window of {window}, a layer of 128 units
-(`examples.digits.noise.NoisyModel`). Hard are the 10 % of the rightly labelled samples with the highest mean loss in
-full training. In bold: the chance that a hard sample ranks above a mislabelled one; 0.5 is no better than a coin.
+(`examples.experiments.noise.NoisyModel`). Hard are the 10 % of the rightly labelled samples with the highest mean loss
+in full training. In bold: the chance that a hard sample ranks above a mislabelled one; 0.5 is no better than a coin.
 
 {curves}
 Share of each group that is trained on, and noise among it, mean over the epochs {first} to {last}. The `prune_ratio` is

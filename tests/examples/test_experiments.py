@@ -8,28 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.experiments import noise
 from examples.experiments.analysis import surrogate, table, unbiasedness
-from examples.experiments.data import NoisyDigits
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
+from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
-from lightning_prune import PruningMonitor, RePB
-from lightning_prune.compare.main import _methods, _ratio, make_parser
+from lightning_prune import AlignPrune, PruningMonitor, RePB
+from lightning_prune.compare.main import _methods, _ratio, _resolve, make_parser
 from tests.helpers import Model, make_loader, make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_arguments_are_accepted(name, monkeypatch):
+def test_commands_can_start(name, monkeypatch):
+    """Configurations, overrides and methods are read and built, as before the first run."""
     monkeypatch.chdir(ROOT)
     for _, command in EXPERIMENTS[name]:
         config = [] if "--config" in command else ["--config", "examples/experiments/digits.yaml"]
         options, rest = make_parser().parse_known_args([*config, *command])
-        assert all(Path(path).exists() for path in options.config)
-        assert [method for text in options.methods for method in _methods(text)]
+        methods = [method for text in options.methods for method in _methods(text)]
+        assert _resolve(options.config, rest, methods)["trainer"]["max_epochs"] > 1
+        assert bool(options.prune_ratios) == any(method.setting for method in methods)
         assert all(0 < _ratio(text) < 1 for text in options.prune_ratios)
-        assert all(argument.startswith(("--data.", "--optimizer")) for argument in rest)
 
 
 def run(method):
@@ -66,6 +68,50 @@ def test_noisy_digits_know_their_noise():
     labels, truth = data.train.tensors[1], clean.train.tensors[1]
     assert torch.equal(data.train.flipped, labels != truth)
     assert float(data.train.flipped.double().mean()) == pytest.approx(0.4, abs=1e-3)
+
+
+def test_a_reference_is_as_large_and_as_wrong_as_asked():
+    flipped = torch.arange(100) % 5 < 2
+    ids = reference_ids(flipped, 20, 0.25)
+    assert len(set(ids)) == 20
+    assert int(flipped[ids].sum()) == 5
+    assert int(flipped[reference_ids(flipped, 50, 0.0)].sum()) == 0
+
+
+@pytest.mark.parametrize("name", noise.EXPERIMENTS)
+def test_settings_of_the_noise_experiments(name):
+    for setting in noise.EXPERIMENTS[name].values():
+        data = NoisyDigits(setting.kind, setting.rate)
+        data.setup("fit")
+        method = setting.make(data.train.flipped)
+        if isinstance(method, AlignPrune):
+            assert 2 * method.window <= setting.epochs
+            assert method.reference == "self" or len(method.reference) >= 10
+
+
+def test_alignment_keeps_fewer_wrong_labels(monkeypatch):
+    rows = {noise.BASE: Setting(noise.METHODS["InfoBatch"], epochs=14), ("own",): Setting(align(4, size=20), epochs=14)}
+    monkeypatch.setitem(noise.EXPERIMENTS, "windows", rows)
+    by_loss, by_alignment = (noise.run("windows", row, 0) for row in rows)
+    assert all(0.5 < result["accuracy"] <= 1 and 0 < result["saved"] < 0.5 for result in (by_loss, by_alignment))
+    assert by_alignment["noise"] < 0.4 < by_loss["noise"]
+
+
+def test_a_table_of_wrong_labels(monkeypatch):
+    rows = ("20%", "InfoBatch"), ("20%", "AlignPrune")
+    monkeypatch.setitem(noise.EXPERIMENTS, "kinds", dict.fromkeys(rows, Setting(align())))
+    accuracies = {rows[0]: (0.5, 0.6), rows[1]: (0.54, 0.62)}
+    results = {
+        (row, seed): {"accuracy": accuracy, "noise": 0.25, "saved": 0.125}
+        for row, pair in accuracies.items()
+        for seed, accuracy in enumerate(pair)
+    }
+    assert noise.table("kinds", results).splitlines() == [
+        "| noise | method | accuracy, % | against InfoBatch | wrong labels kept, % | saved, % |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| 20% | InfoBatch | 55.0 ± 7.1 | +0.0 ± 0.0 | 25.0 | 12.5 |",
+        "| 20% | AlignPrune | 58.0 ± 5.7 | +3.0 ± 1.0 | 25.0 | 12.5 |",
+    ]
 
 
 def test_tables_of_the_analyses():
