@@ -7,10 +7,8 @@ rest.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from examples.experiments.analysis import spread, table
 from examples.experiments.noise import NoisyDigits, NoisyModel
+from examples.experiments.training import quiet
 from lightning_prune import AlignPrune, InfoBatch, PruningCallback, RandomPruning, ScoreRegistry
 from lightning_prune.analysis import class_kept_share, hard_clean, noise_ratio, separation
 from lightning_prune.functional import alignment_score
@@ -172,10 +171,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("docs/analysis.md"))
     args = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    quiet()
     before = args.output.read_text().partition(TITLE)[0].rstrip("\n")
     args.output.write_text(f"{before}\n\n{section(args.seeds)}")
 
