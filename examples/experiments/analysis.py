@@ -187,10 +187,6 @@ No method anneals here, as in the paper. Mean ± standard deviation over the see
 
 {usage}
 As in the paper, no sample is never used, at 99 % either, and most are used with a frequency of their own.
-
-## Mislabelled samples among the kept (AlignPrune, B.2.8)
-
-With the other results on [wrong labels](experiments.md#d-wrong-labels).
 """
 
 
