@@ -389,10 +389,10 @@ class AlignPrune(ScoreWrapper):
         ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
         sums, n = registry.column(_SUMS), registry.num_samples
         scores = slide(sums, leaving, (ring[slot], references[slot]), references, self.min_observed)
-        turns = 2 * self.window
+        turns = 4 * self.window
         turn = registry.epoch % turns
         part = slice(n * turn // turns, n * (turn + 1) // turns)
-        sums[:, part] = make_sums(ring[:, part], references)  # all in turn: no rounding stays longer than two windows
+        sums[:, part] = make_sums(ring[:, part], references)  # in turn: no rounding stays longer than four windows
         return scores
 
     def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
