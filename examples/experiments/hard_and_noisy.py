@@ -18,7 +18,7 @@ from torch import Tensor
 
 from examples.experiments.analysis import spread, table
 from examples.experiments.noise import NoisyDigits, NoisyModel
-from examples.experiments.training import quiet
+from examples.experiments.training import quiet, train
 from lightning_prune import AlignPrune, InfoBatch, PruningCallback, RandomPruning, ScoreRegistry
 from lightning_prune.analysis import class_kept_share, hard_clean, noise_ratio, separation
 from lightning_prune.functional import alignment_score
@@ -39,32 +39,21 @@ METHODS: dict[str, Callable[[float], PruningCallback]] = {
 class _Watch(L.Callback):
     """Keeps the losses and the selection of each epoch."""
 
-    def __init__(self, registry: ScoreRegistry) -> None:
-        self.registry = registry
+    def __init__(self) -> None:
         self.losses: list[Tensor] = []
         self.selected: list[Tensor] = []
 
-    def on_train_epoch_end(self, *_: object) -> None:
-        self.losses.append(self.registry.losses.clone())
-        self.selected.append(self.registry.selected.nonzero().squeeze(1))
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        registry = next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))
+        self.losses.append(registry.losses.clone())
+        self.selected.append(registry.selected.nonzero().squeeze(1))
 
 
-def train(method: PruningCallback | None, seed: int) -> tuple[_Watch, Tensor]:
+def run(method: PruningCallback | None, seed: int) -> tuple[_Watch, Tensor]:
     """Train once; return what was seen, and which labels are wrong."""
     L.seed_everything(seed, verbose=False)
-    registry, data = ScoreRegistry(), NoisyDigits("symmetric", RATE, split_seed=seed)
-    watch = _Watch(registry)
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=[registry, *([] if method is None else [method]), watch],
-    )
-    trainer.fit(NoisyModel(), data)
+    watch, data = _Watch(), NoisyDigits("symmetric", RATE, split_seed=seed)
+    train(method, NoisyModel(), data, EPOCHS, callbacks=[watch])
     return watch, data.train.flipped
 
 
@@ -143,13 +132,13 @@ training.
 def section(seeds: int) -> str:
     """Return the section, its title included."""
     start = time.process_time()
-    full = [train(None, seed) for seed in range(seeds)]
+    full = [run(None, seed) for seed in range(seeds)]
     runs = [(losses := torch.stack(watch.losses), groups_of(losses, flipped)) for watch, flipped in full]
     groups = [own for _, own in runs]
     selections = {}
     for name, make in METHODS.items():
         for ratio in RATIOS:
-            watches = [train(make(ratio), seed)[0] for seed in range(seeds)]
+            watches = [run(make(ratio), seed)[0] for seed in range(seeds)]
             selections[f"{name}, {ratio}"] = [[watch.selected[epoch] for epoch in PRUNING] for watch in watches]
     for ratio in RATIOS:
         scores = [losses[WINDOW - 1] for losses, _ in runs]

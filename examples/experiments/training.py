@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -21,7 +22,12 @@ def quiet() -> None:
 
 
 def train(
-    method: PruningCallback | None, model: L.LightningModule, data: L.LightningDataModule, epochs: int, **monitored: Any
+    method: PruningCallback | None,
+    model: L.LightningModule,
+    data: L.LightningDataModule,
+    epochs: int,
+    callbacks: Sequence[L.Callback] = (),
+    **monitored: Any,
 ) -> tuple[list[dict[str, float]], ScoreRegistry, float]:
     """Train once; return what the monitor saw, epoch by epoch, the registry and the accuracy at the end.
 
@@ -30,6 +36,7 @@ def train(
         model: Logs ``val_accuracy``.
         data: What it trains on.
         epochs: Number of epochs.
+        callbacks: Further callbacks.
         monitored: Arguments of `PruningMonitor`.
     """
     monitor, registry = PruningMonitor(**monitored), ScoreRegistry()
@@ -42,7 +49,7 @@ def train(
         enable_progress_bar=False,
         num_sanity_val_steps=0,
         check_val_every_n_epoch=epochs,
-        callbacks=[registry, *([] if method is None else [method]), monitor],
+        callbacks=[registry, *([] if method is None else [method]), monitor, *callbacks],
     )
     trainer.fit(model, data)
     return monitor.history, registry, float(trainer.callback_metrics["val_accuracy"])
