@@ -66,8 +66,7 @@ class RunningEpoch:
     log is equally long and in plan order, ranks need no indices to exchange them.
 
     Args:
-        selection: The epoch's samples.
-        epoch: Epoch number, from 0.
+        plan: The epoch's samples in their order.
         batch_sampler: What the loader draws from; its sampler is given the plan.
         record_names: Names of the per-sample values recorded beside the loss.
         device: Where the log and the weights live.
@@ -76,8 +75,7 @@ class RunningEpoch:
 
     def __init__(
         self,
-        selection: Selection,
-        epoch: int,
+        plan: EpochPlan,
         batch_sampler: PlanBatchSampler | RecordingBatchSampler,
         record_names: tuple[str, ...],
         device: torch.device,
@@ -91,8 +89,7 @@ class RunningEpoch:
         self.num_dropped = 0
         sampler = batch_sampler.sampler
         self.rank = sampler.rank
-        self.plan: EpochPlan = sampler.make_plan(selection, epoch)
-        sampler.plan = self.plan
+        self.plan = sampler.plan = plan
         batch_sampler.skip = 0
         self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
         self._rows = list(self.log)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,6 +94,7 @@ class Selection:
 
     indices: Tensor
     weights: Tensor | None = None
+    _mask: Tensor | None = field(default=None, repr=False, compare=False, kw_only=True)  # of `from_mask`, not made anew
 
     def __post_init__(self) -> None:
         if not isinstance(self.indices, Tensor) or self.indices.dtype != torch.int64:
@@ -124,10 +126,23 @@ class Selection:
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
         """Select the samples whose ``mask`` ``(n,)`` is True, ascending, unweighted."""
-        return cls(ids_of(mask))
+        return cls(ids_of(mask), _mask=mask.clone())
+
+    @cached_property
+    def ascending(self) -> bool:
+        """Whether the ids rise strictly, as those of most rules do."""
+        return self._mask is not None or is_ascending(self.indices)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest id."""
+        low, high = (self.indices[0], self.indices[-1]) if self.ascending else torch.aminmax(self.indices)
+        return int(low), int(high)
 
     def mask(self, num_samples: int) -> Tensor:
         """Return which of ``num_samples`` samples are selected ``(num_samples,)``, bool, on the indices' device."""
+        if self._mask is not None and len(self._mask) == num_samples:
+            return self._mask
         none = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
         return none.index_fill_(0, self.indices, True)
 
@@ -139,12 +154,10 @@ class Selection:
             least, most = (float(v) for v in torch.aminmax(self.weights))
             if not (least >= 0 and most < math.inf):  # a NaN anywhere makes both NaN
                 raise ValueError(f"Expected finite weights >= 0, but got weights in [{least}, {most}].")
-        ascending = is_ascending(self.indices)  # as most rules return them
-        ends = (self.indices[0], self.indices[-1]) if ascending else torch.aminmax(self.indices)
-        low, high = (int(v) for v in ends)
+        low, high = self.ends
         if low < 0 or high >= num_samples:
             raise ValueError(f"Expected selected ids in [0, {num_samples}), but got ids in [{low}, {high}].")
-        if ascending:
+        if self.ascending:
             return
         seen = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
         seen[self.indices] = True
@@ -177,20 +190,18 @@ class EpochPlan:
         cls, selection: Selection, *, epoch: int, seed: int, shuffle: bool = True, world_size: int = 1
     ) -> EpochPlan:
         """Order a selection: a fresh permutation for each (seed, epoch) if ``shuffle``, else ascending."""
-        k, top = len(selection), int(selection.indices.max())
+        k, top = len(selection), selection.ends[1]
         dtype = torch.int32 if top < 2**31 else torch.int64
-        ids, weights = selection.indices.to("cpu", dtype), selection.weights
-        weights = None if weights is None else weights.cpu()
-        ascending = is_ascending(ids)
+        weights = None if selection.weights is None else selection.weights.cpu()
         if shuffle:
             picks = permutation(k, make_generator(seed, epoch, "order"))
-        elif ascending:
-            return cls(epoch, ids, weights, world_size)
+        elif selection.ascending:
+            return cls(epoch, selection.indices.to("cpu", dtype), weights, world_size)
         else:
-            picks = ids.argsort()
-        everything = ascending and top == k - 1  # then ids are positions
-        order = picks if everything and picks.dtype == dtype else ids.index_select(0, picks)
-        return cls(epoch, order, None if weights is None else weights.index_select(0, picks), world_size)
+            picks = selection.indices.cpu().argsort()
+        everything = selection.ascending and top == k - 1  # then ids are positions
+        order = picks if everything else selection.indices.to("cpu", dtype).index_select(0, picks)
+        return cls(epoch, order.to(dtype), None if weights is None else weights.index_select(0, picks), world_size)
 
     @property
     def shard_size(self) -> int:

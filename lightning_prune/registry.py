@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -303,8 +304,9 @@ class ScoreRegistry(SampleTable, Callback):
         device = self.losses.device
         self._selected = None if len(selection) == self.num_samples else selection.mask(self.num_samples).to(device)
         weighs = self._method is not None and self._method.weighs_losses
-        self._running = RunningEpoch(selection, self._epoch, loader.batch_sampler, names, device, weighs=weighs)
-        self._plan = self._running.plan
+        self._plan = loader.sampler.make_plan(selection, self._epoch)
+        del selection  # 12 bytes a sample, which the log can have
+        self._running = RunningEpoch(self._plan, loader.batch_sampler, names, device, weighs=weighs)
         return self._running
 
     def _select(self) -> Selection:
@@ -330,7 +332,7 @@ class ScoreRegistry(SampleTable, Callback):
             and selection.weights is not None
             and bool((selection.weights == 1).all())
         ):
-            return Selection(selection.indices)
+            return replace(selection, weights=None)
         return selection
 
     # ------------------------------------------------------------------------------------------------ steps

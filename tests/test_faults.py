@@ -204,7 +204,8 @@ def test_any_interleaving_of_records_equals_a_dictionary(data):
     n, size = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 7))
     ids = data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True))
     batches = PlanBatchSampler(PlanSampler(n, shuffle=True, seed=0), size, False)
-    running = RunningEpoch(Selection(torch.tensor(ids)), 0, batches, (), torch.device("cpu"))
+    plan = batches.sampler.make_plan(Selection(torch.tensor(ids)), 0)
+    running = RunningEpoch(plan, batches, (), torch.device("cpu"))
     expected, value = {}, 0.0
     for batch_idx, drawn in enumerate(list(batches)):
         action = data.draw(st.sampled_from(["record", "skip", "override"]))

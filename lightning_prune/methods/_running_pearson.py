@@ -20,9 +20,14 @@ _CHUNK = 1 << 16
 
 
 def slide(
-    sums: Tensor, leaving: tuple[Tensor, Tensor], entering: tuple[Tensor, Tensor], references: Tensor, min_observed: int
-) -> Tensor:
-    """Update the sums by one epoch, in place, and return the correlations ``(n,)``, float32.
+    sums: Tensor,
+    leaving: tuple[Tensor, Tensor],
+    entering: tuple[Tensor, Tensor],
+    references: Tensor,
+    min_observed: int,
+    out: Tensor | None = None,
+) -> None:
+    """Update the sums by one epoch, in place, and write the correlations into ``out`` ``(n,)``, float32, if wanted.
 
     Args:
         sums: Running sums ``(NUM_SUMS, n)``, float64.
@@ -31,21 +36,21 @@ def slide(
         entering: Likewise, of the epoch that enters.
         references: The reference's losses ``(window,)``, float64, of the window with the epoch that enters.
         min_observed: Observations that a correlation needs; NaN where there are fewer.
+        out: Where the correlations go; None: nowhere.
     """
-    scores = torch.empty(sums.shape[1], device=sums.device)
     y = torch.stack([entering[1], leaving[1]])
     powers = _powers(y) * y.new_tensor([1, -1])
     rounding_y = _CONSTANT * references.square().nansum()
     size = _CHUNK if sums.device.type == "cpu" else 64 * _CHUNK
-    for start in range(0, len(scores), size):
+    for start in range(0, sums.shape[1], size):
         part, span = sums[:, start : start + size], slice(start, start + size)
         seen, x = _observed(torch.stack([entering[0][span], leaving[0][span]]))
         part[0:3].addmm_(powers, seen)
         part[3:5].addmm_(powers[:2], x)
         part[5:6].addmm_(powers[:1], x.square_())
-        part[6:7].addmm_(powers[:1, :1], x[:1])
-        _correlate(part, rounding_y, min_observed, out=scores[span])
-    return scores
+        part[6].addcmul_(powers[0, 0], x[0])
+        if out is not None:
+            _correlate(part, rounding_y, len(references), min_observed, out=out[span])
 
 
 def make_sums(ring: Tensor, references: Tensor) -> Tensor:
@@ -75,15 +80,18 @@ def _observed(losses: Tensor) -> tuple[Tensor, Tensor]:
     return seen.double(), losses.nan_to_num(0, 0, 0).double()
 
 
-def _correlate(sums: Tensor, rounding_y: Tensor, min_observed: int, out: Tensor) -> None:
+def _correlate(sums: Tensor, rounding_y: Tensor, window: int, min_observed: int, out: Tensor) -> None:
     """Write the correlations ``(c,)`` that sums ``(NUM_SUMS, c)`` amount to; 0 where a variance is but rounding."""
     count, y, yy, x, xy, xx, entered = sums
     var_x = (count * xx).addcmul_(x, x, value=-1)
     var_y = (count * yy).addcmul_(y, y, value=-1)
-    above = torch.minimum(var_x.addcmul(count, entered, value=-_CONSTANT), var_y.addcmul(count, rounding_y, value=-1))
     along = (count * xy).addcmul_(x, y, value=-1)
+    above_x = var_x.addcmul(count, entered, value=-_CONSTANT)
+    constant = None
+    if not bool((above_x.amin() > 0) & (var_y.amin() > window * rounding_y)):  # the least of all are enough, mostly
+        constant = (above_x <= 0) | (var_y <= count * rounding_y)
     out.copy_(along.mul_(var_x.mul_(var_y).rsqrt_())).clamp_(-1, 1)
-    if bool(above.amin() <= 0):
-        out.masked_fill_(above <= 0, 0)
+    if constant is not None:
+        out.masked_fill_(constant, 0)
     if bool(count.amin() < min_observed):
         out.masked_fill_(count < min_observed, torch.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
 from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
-from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import Selection
 
 if TYPE_CHECKING:
     from lightning_prune.epoch import EpochRecord
@@ -351,49 +352,51 @@ class AlignPrune(ScoreWrapper):
         scores = registry.column(_SCORE)
         selection = self.base.select(registry.replace_scores(scores), epoch, generator)
         if surely_finite(scores):
-            return selection if self.rescale else Selection(selection.indices)
-        kept = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, selection.indices.to(scores.device), True)
-        indices = ids_of(kept | scores.isnan())
+            return selection if self.rescale else replace(selection, weights=None)
+        kept = selection.mask(len(scores)).to(scores.device)
+        everyone = Selection.from_mask(kept | scores.isnan())
         if selection.weights is None or not self.rescale:
-            return Selection(indices)
+            return everyone
         weights = torch.ones_like(scores).scatter_(
             0, selection.indices.to(scores.device), selection.weights.to(scores.device)
         )
-        return Selection(indices, weights.index_select(0, indices))
+        return replace(everyone, weights=weights.index_select(0, everyone.indices))
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Record the epoch's losses and the reference's; score, once there is a window of them."""
         ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
         slot = registry.epoch % self.window
-        leaving = ring[slot].clone(), references[slot].clone()
-        if self.missing == "hold":
-            ring[slot].copy_(registry.losses)
-        else:
-            ring[slot].fill_(torch.nan).scatter_(0, record.indices, record.losses)
+        losses, left = self._observed_losses(registry, record), references[slot].clone()
         references[slot] = self._reference_loss(registry, record)
         registry.state[_EPOCHS] += 1
-        slid = self._slide(registry, slot, leaving) if self.correlation == "pearson" else None
-        if not self._in_force(registry):
+        scores = registry.column(_SCORE) if self._in_force(registry) else None
+        if self.correlation == "pearson":
+            sums = registry.column(_SUMS)
+            slide(sums, (ring[slot], left), (losses, references[slot]), references, self.min_observed, out=scores)
+        ring[slot] = losses
+        if self.correlation == "pearson":
+            turns, n = 4 * self.window, registry.num_samples
+            turn = registry.epoch % turns
+            part = slice(n * turn // turns, n * (turn + 1) // turns)
+            sums[:, part] = make_sums(ring[:, part], references)  # in turn: no rounding stays longer than four windows
+        if scores is None:
             self.base.on_epoch_recorded(registry, record)
             return
         if bool((references == references[0]).all()):
             rank_zero_warn("The reference losses of AlignPrune are constant over the window: all samples score 0.")
-        if self.correlation == "dtw":  # the only one that asks for the order of the epochs
-            ring, references = ring.roll(-1 - slot, 0), references.roll(-1 - slot)
-        scores = registry.column(_SCORE)
-        scores.copy_(_alignment(ring, references, self.correlation, self.min_observed) if slid is None else slid)
+        if self.correlation != "pearson":
+            if self.correlation == "dtw":  # the only one that asks for the order of the epochs
+                ring, references = ring.roll(-1 - slot, 0), references.roll(-1 - slot)
+            scores.copy_(_alignment(ring, references, self.correlation, self.min_observed))
         self.base.on_epoch_recorded(registry.replace_scores(scores), record)
 
-    def _slide(self, registry: ScoreRegistry, slot: int, leaving: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the correlations ``(n,)`` of the window, in which ``slot`` has taken the place of ``leaving``."""
-        ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
-        sums, n = registry.column(_SUMS), registry.num_samples
-        scores = slide(sums, leaving, (ring[slot], references[slot]), references, self.min_observed)
-        turns = 4 * self.window
-        turn = registry.epoch % turns
-        part = slice(n * turn // turns, n * (turn + 1) // turns)
-        sums[:, part] = make_sums(ring[:, part], references)  # in turn: no rounding stays longer than four windows
-        return scores
+    def _observed_losses(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
+        """Return the losses ``(n,)`` of the epoch that ends, not finite where a sample was not trained."""
+        if self.missing == "hold":
+            return registry.losses
+        if record.recorded is None:  # all that were selected
+            return registry.losses / registry.selected.float()  # a third of a scatter's time
+        return torch.full_like(registry.losses, torch.nan).scatter_(0, record.indices, record.losses)
 
     def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
         """Return the reference's loss in the epoch that ends, a 0-d float64 tensor; NaN: unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
 from lightning_prune.methods._shared import below, finite_mean
-from lightning_prune.plan import Selection, ids_of, random_submask
+from lightning_prune.plan import Selection, random_submask
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def infobatch(
         dropped = random_submask(low, num_low - count, generator)
     else:
         dropped = low & (torch.rand(len(low), generator=generator) >= keep_ratio).to(low.device)
-    indices = ids_of(~dropped)
+    kept = Selection.from_mask(~dropped)
     weight_if_low = torch.tensor([1.0, 1 / keep_ratio], device=scores.device)
-    return Selection(indices, weight_if_low.index_select(0, low.index_select(0, indices).int()))
+    return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
 
 
 class InfoBatch(PruningCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,5 +72,5 @@ class RandomPruning(PruningCallback):
         n = registry.num_samples
         selection = random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
         if self.rescale:
-            return Selection(selection.indices, torch.full((len(selection),), n / len(selection)))
+            return replace(selection, weights=torch.full((len(selection),), n / len(selection)))
         return selection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -279,15 +280,15 @@ class RePB(PruningCallback):
         """Throw each sample's coin, and weigh those that are in by their attendance."""
         chance = registry.column(_CHANCE)
         coins = torch.rand(len(chance), generator=generator).to(chance.device)
-        indices = ids_of(coins < chance)
-        if len(indices) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
-            indices = chance.argmax()[None]
+        kept = Selection.from_mask(coins < chance)
+        if len(kept) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
+            kept = Selection(chance.argmax()[None])
         if epoch == 0:
-            return Selection(indices)
-        weights = ctr_weights(registry.counts.index_select(0, indices), epoch)
+            return kept
+        weights = ctr_weights(registry.counts.index_select(0, kept.indices), epoch)
         if not surely_finite(registry.losses):
-            weights = weights.where(registry.losses.index_select(0, indices).isfinite(), 1)
-        return Selection(indices, weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
+            weights = weights.where(registry.losses.index_select(0, kept.indices).isfinite(), 1)
+        return replace(kept, weights=weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Set each sample's chance to be in the next epoch, from its window in this one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +116,7 @@ class StaticPruning(PruningCallback):
         chosen = Selection.from_mask(registry.column("coreset"))
         if not registry.has_column("coreset_weights"):
             return chosen
-        return Selection(chosen.indices, registry.column("coreset_weights")[chosen.indices])
+        return replace(chosen, weights=registry.column("coreset_weights")[chosen.indices])
 
     def choose(self, num_samples: int) -> Selection:
         """Return the coreset: ids ``(k,)``, ascending, and the weights that belong to them.
@@ -138,7 +139,7 @@ class StaticPruning(PruningCallback):
         if "weights" not in file.columns:
             return chosen
         weights = file.columns["weights"][chosen.indices].double()
-        return Selection(chosen.indices, (weights / weights.mean()).float())
+        return replace(chosen, weights=(weights / weights.mean()).float())
 
     def _choose_ids(self, file: ScoreFile, k: int) -> Tensor:
         num_samples = len(file.scores)

@@ -17,9 +17,10 @@ def slid(losses, references, window, min_observed=2):
     sums, scores = torch.zeros(NUM_SUMS, n, dtype=torch.float64), []
     for epoch, (row, reference) in enumerate(zip(losses, references, strict=True)):
         slot = epoch % window
-        leaving = ring[slot].clone(), refs[slot].clone()
-        ring[slot], refs[slot] = row, reference
-        scores.append(slide(sums, leaving, (ring[slot], refs[slot]), refs, min_observed))
+        left, refs[slot] = refs[slot].clone(), reference
+        scores.append(torch.empty(n))
+        slide(sums, (ring[slot], left), (row, refs[slot]), refs, min_observed, out=scores[-1])
+        ring[slot] = row
     return scores, sums, make_sums(ring, refs)
 
 
@@ -82,6 +83,7 @@ def test_make_sums_forgets_what_has_entered():
     scores, sums, fresh = slid(losses * torch.tensor([1, 1e-3, 1e-3, 1e-3])[:, None], references, 3)
     assert scores[-1] == 0  # hidden behind the million that has left
     part = losses[1:] * 1e-3
-    later = slide(fresh, (part[0], references[1]), (part[0], references[1]), references[1:], 2)
+    later = torch.empty(1)
+    slide(fresh, (part[0], references[1]), (part[0], references[1]), references[1:], 2, out=later)
     assert torch.allclose(later, alignment_score(part.T, references[1:].float()), atol=1e-6)
     assert sums[6] > 1e11 > fresh[6]
