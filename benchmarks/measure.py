@@ -148,10 +148,11 @@ def quiet_trainer(**arguments: Any) -> L.Trainer:
     return L.Trainer(**defaults | arguments)
 
 
-def fresh_process(module: str, *arguments: object) -> Any:
-    """Return what ``python -m module arguments`` printed last, parsed as JSON."""
+def fresh_process(module: str, *arguments: object, **variables: str) -> Any:
+    """Return what ``python -m module arguments`` printed last, parsed as JSON; ``variables`` are of its environment."""
     command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    env = environment() | variables
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
