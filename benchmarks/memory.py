@@ -128,7 +128,7 @@ def measure(*, n: int = 10_000_000, rounds: int = 3) -> list[Row]:
     def row(what: str, key: str, must: float | None = None, aim: float | None = None) -> Row:
         return Row(f"InfoBatch: {what}", n, [figure[key] for figure in figures], must, aim, unit="B/sample")
 
-    # Pages of libraries that the system drops and must read again only add to a peak: the least of the processes counts.
+    # Pages of libraries that the system drops and must read again only add to a peak: the least of all counts.
     peak = max(min(figure[key] for figure in figures) for key in ("peak", "peak_full"))
     return [
         Row("InfoBatch: peak of the end of an epoch, over what was there", n, [peak], 16, 10, unit="B/sample"),

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, quiet_trainer
-from lightning_prune import InfoBatch, WeightedLossMixin
+from lightning_prune import PruningCallback, ScoreRegistry, Selection, WeightedLossMixin
 
 BATCH_SIZE, NUM_BATCHES, BLOCK = 128, 500, 200
 VARIANTS = ("plain", "ours", "common")
@@ -69,6 +69,16 @@ class MLP(WeightedLossMixin, L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Weighing(PruningCallback):
+    """Keeps every epoch, and so its steps, alike; its weights are those of a pruned one."""
+
+    weighs_losses = True
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        weights = 1 + torch.rand(registry.num_samples, generator=generator)
+        return Selection(torch.arange(registry.num_samples), weights)
+
+
 class Common(L.Callback):
     """The common pattern: gathers the batch's weights before the step, scatters its losses after it."""
 
@@ -113,8 +123,7 @@ def measure(*, steps: int = 9000) -> list[Row]:
     """Return the rows; each figure is of the medians of a block of steps of each variant."""
     samples = Samples(BATCH_SIZE * NUM_BATCHES)
     conductor = Conductor(samples)
-    # a run without end never anneals, and a ratio of 0 keeps every epoch, and so its steps, alike
-    trainer = quiet_trainer(max_epochs=-1, max_steps=steps, callbacks=[conductor, InfoBatch(prune_ratio=0.0)])
+    trainer = quiet_trainer(max_epochs=-1, max_steps=steps, callbacks=[conductor, Weighing()])
     trainer.fit(MLP(conductor), DataLoader(samples, BATCH_SIZE, shuffle=True))
     skip = min(len(values) for values in conductor.times.values()) // 20
     times = {variant: values[skip:] for variant, values in conductor.times.items()}

@@ -15,6 +15,9 @@ from lightning_prune.mixin import ABSENT, StepRecord, wrong_length
 from lightning_prune.plan import EpochPlan, Selection, ids_of
 from lightning_prune.sampler import PlanBatchSampler, RecordingBatchSampler
 
+_BATCHES_AT_ONCE = 64
+"""Batches whose views of the weights and of the log are cut in one call: each on its own takes as long as the copy."""
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -71,6 +74,10 @@ class RunningEpoch:
         record_names: Names of the per-sample values recorded beside the loss.
         device: Where the log and the weights live.
         weighs: Hand steps weights of 1 where the selection has none, so that a compiled step meets one kind of input.
+
+    Attributes:
+        batch_length: Number of samples that the sampler drew for the running step.
+        step_length: Number of samples that the running step trains.
     """
 
     def __init__(
@@ -94,12 +101,18 @@ class RunningEpoch:
         self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
         self._rows = list(self.log)
         self._num_batches = len(batch_sampler)
+        self._batch_size = batch_sampler.batch_size if isinstance(batch_sampler, PlanBatchSampler) else None
+        self._cut: int | None = None
+        self._log_views: list[tuple[Tensor, ...]] = []
+        self._weight_views: tuple[Tensor, ...] = ()
+        self._targets: list[Tensor] | None = None
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
         longest = batch_sampler.batch_size or self.plan.shard_size
         self._ones = torch.ones(longest, device=device) if weighs and weights is None else None
         self._slots: slice | Tensor = slice(0, 0)
         self._batch_slots: slice | Tensor = self._slots
+        self.step_length = self.batch_length = 0
 
     @cached_property
     def shard(self) -> Tensor:
@@ -136,37 +149,38 @@ class RunningEpoch:
 
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
-        batch_sampler = self.batch_sampler
         batch_idx %= self._num_batches  # a `CombinedLoader` may cycle through a shorter loader
-        if isinstance(batch_sampler, PlanBatchSampler):
-            start = batch_idx * batch_sampler.batch_size
-            self._slots = self._batch_slots = slice(start, min(start + batch_sampler.batch_size, self.plan.shard_size))
-            return self._no_weights(self.step_length) if self.weights is None else self.weights[self._slots]
-        indices = torch.tensor(batch_sampler.batches[batch_idx], device=self.device)
+        if self._batch_size is not None:
+            cut, i = divmod(batch_idx, _BATCHES_AT_ONCE)
+            if cut != self._cut:
+                self._cut_views(cut, self._batch_size)
+            self._targets = [views[i] for views in self._log_views]
+            start, length = batch_idx * self._batch_size, self._targets[0].shape[0]
+            self._slots = self._batch_slots = slice(start, start + length)
+            self.step_length = self.batch_length = length
+            return self._no_weights(length) if self.weights is None else self._weight_views[i]
+        indices = torch.tensor(self.batch_sampler.batches[batch_idx], device=self.device)  # type: ignore[union-attr]
         self._slots = self._batch_slots = self.slot_of[indices]
+        self.step_length = self.batch_length = len(indices)
         return self.weights_of(indices)
 
-    @property
-    def batch_length(self) -> int:
-        """Number of samples that the sampler drew for the running step."""
-        slots = self._batch_slots
-        return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+    def _cut_views(self, cut: int, batch_size: int) -> None:
+        """Cut the log and the weights into those of the ``cut``-th lot of batches."""
+        start = cut * _BATCHES_AT_ONCE * batch_size
+        lot = slice(start, min(start + _BATCHES_AT_ONCE * batch_size, self.plan.shard_size))
+        self._cut, self._log_views = cut, [torch.split(row[lot], batch_size) for row in self._rows]
+        self._weight_views = () if self.weights is None else torch.split(self.weights[lot], batch_size)
 
     @property
     def step_indices(self) -> Tensor:
         """Ids ``(B,)`` of the batch that the sampler drew for the running step; after `narrow`, of what is left."""
         return self.shard[self._slots]
 
-    @property
-    def step_length(self) -> int:
-        """Number of samples that the running step trains."""
-        slots = self._slots
-        return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
-
     def narrow(self, positions: Tensor) -> Tensor | None:
         """Train only these ``positions`` ``(k,)`` of the running batch; return their weights, as `begin_step` does."""
         slots = self._batch_slots
         self._slots = positions + slots.start if isinstance(slots, slice) else slots[positions]
+        self.step_length, self._targets = len(positions), None
         return self._no_weights(len(positions)) if self.weights is None else self.weights[self._slots]
 
     def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
@@ -175,16 +189,17 @@ class RunningEpoch:
         Raises:
             ValueError: If there are not as many values as samples in the batch.
         """
-        slots = self._slots if step.given_indices is None else self.slot_of[step.given_indices.to(self.device)]
-        expected = self.step_length if step.given_indices is None else len(slots)  # type: ignore[arg-type]
-        rows = [step.losses, *(extra[name] for name in self.record_names)]
-        for row, values in zip(self._rows, rows, strict=True):
-            if values is None or len(values) != expected:
+        slots, targets, expected = self._slots, self._targets, self.step_length
+        if step.given_indices is not None:
+            slots, targets = self.slot_of[step.given_indices.to(self.device)], None
+            expected = len(slots)
+        for i, values in enumerate([step.losses, *[extra[name] for name in self.record_names]]):
+            if values is None or values.shape[0] != expected:
                 raise ValueError(wrong_length(0 if values is None else len(values), expected))
-            if isinstance(slots, slice):
-                row[slots].copy_(values, non_blocking=True)
+            if targets is not None:
+                targets[i].copy_(values, non_blocking=True)
             else:
-                row[slots] = values.to(row)
+                self._rows[i][slots] = values.to(self.log)
 
     @property
     def step_size(self) -> int:

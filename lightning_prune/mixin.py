@@ -206,7 +206,8 @@ class WeightedLossMixin(_Base):
         if len(per_sample) == 0:  # a collate function dropped the whole batch
             return losses.sum()
         if weights is not None:
-            return (weights * per_sample).mean().to(losses.dtype)
+            loss = (weights * per_sample).mean()
+            return loss if loss.dtype == losses.dtype else loss.to(losses.dtype)
         return losses.mean() if mask is None else per_sample.mean()
 
     def pruned_scheduler_calls(self, scheduler: Any) -> int:

@@ -389,7 +389,7 @@ class ScoreRegistry(SampleTable, Callback):
                 "Expected `training_step` to call `self.weighted_loss(losses)`, but it never did. Compute the loss "
                 'with `reduction="none"` and return `self.weighted_loss(losses)`.'
             )
-        running.write(step, {} if method is None else method.per_sample(step))
+        running.write(step, {} if method is None or not running.record_names else method.per_sample(step))
 
     # ------------------------------------------------------------------------------------------------ end of an epoch
 
