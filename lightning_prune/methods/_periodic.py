@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import surely_finite
+from lightning_prune.methods._shared import is_finite, surely_finite
 from lightning_prune.plan import Selection, num_keep
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def moving_average(average: Tensor, values: Tensor, weight: float) -> Tensor:
     """
     start = average if surely_finite(average) else torch.where(average.isnan(), values, average)
     moved = torch.lerp(start, values, weight)
-    return moved if surely_finite(values) else torch.where(values.isfinite(), moved, average)
+    return moved if surely_finite(values) else torch.where(is_finite(values), moved, average)
 
 
 class PeriodicPruning(PruningCallback):
@@ -107,4 +107,4 @@ class PeriodicPruning(PruningCallback):
 
 def first_where_unknown(scores: Tensor, losses: Tensor) -> Tensor:
     """Return ``scores`` ``(n,)``, infinite where the last loss is missing or not finite: such samples stay."""
-    return scores if surely_finite(losses) else torch.where(losses.isfinite(), scores, torch.inf)
+    return scores if surely_finite(losses) else torch.where(is_finite(losses), scores, torch.inf)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_prune.methods._shared import is_finite
+
 NUM_SUMS = 7
 """Per sample, over the observed epochs of the window: 1, y, y², x, xy, x²; and x² of all that has entered."""
 
@@ -76,8 +78,8 @@ def _powers(y: Tensor) -> Tensor:
 
 def _observed(losses: Tensor) -> tuple[Tensor, Tensor]:
     """Return in float64 which losses are finite, as 1 and 0, and the losses, 0 where they are not."""
-    seen = (losses - losses).add_(1).nan_to_num_(0)  # inf - inf and NaN - NaN are NaN
-    return seen.double(), losses.nan_to_num(0, 0, 0).double()
+    seen = is_finite(losses).view(torch.uint8).double()  # a cast of bool takes thrice the time
+    return seen, losses.nan_to_num(0, 0, 0).double()
 
 
 def _correlate(sums: Tensor, rounding_y: Tensor, window: int, min_observed: int, out: Tensor) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.plan import count_true
+
 if TYPE_CHECKING:
     from lightning_prune.mixin import StepRecord
 
@@ -28,8 +30,8 @@ def finite_mean(scores: Tensor) -> Tensor:
     total = double_sum(scores)
     if bool(total.isfinite()):  # then so is every score: a float64 sum of float32 values does not overflow
         return total / len(scores)
-    finite = scores.isfinite()
-    return torch.where(finite, scores, 0).sum(dtype=torch.float64) / finite.sum()
+    finite = is_finite(scores)
+    return scores.nan_to_num(0, 0, 0).sum(dtype=torch.float64) / count_true(finite)
 
 
 def below(scores: Tensor, threshold: Tensor) -> Tensor:
@@ -42,8 +44,25 @@ def below(scores: Tensor, threshold: Tensor) -> Tensor:
     bound = threshold.to(scores.dtype)
     above = torch.nextafter(bound, torch.full_like(bound, torch.inf))
     bound = torch.where(bound < threshold, above, bound)  # the least score that is not below the threshold
-    low = scores < bound
+    low = _less(scores, bound)
     return low if bool(scores.amin() > -torch.inf) else low & (scores > -torch.inf)  # a NaN makes the least one NaN
+
+
+def _is_array(values: Tensor) -> bool:
+    """Return whether NumPy can read the values."""
+    return values.device.type == "cpu" and values.dtype != torch.bfloat16 and not values.requires_grad
+
+
+def _less(values: Tensor, bound: Tensor) -> Tensor:
+    """Return ``values < bound``, a 0-d bound of the same dtype. On the CPU NumPy needs a third of torch's time."""
+    if _is_array(values):
+        return torch.from_numpy(values.numpy() < bound.numpy())
+    return values < bound
+
+
+def is_finite(values: Tensor) -> Tensor:
+    """Return where values are finite. On the CPU NumPy needs a tenth of torch's time."""
+    return torch.from_numpy(np.isfinite(values.numpy())) if _is_array(values) else values.isfinite()
 
 
 def surely_finite(scores: Tensor) -> bool:
@@ -55,12 +74,12 @@ def count_nonfinite(scores: Tensor) -> int:
     """Return how many scores are NaN or infinite."""
     if surely_finite(scores):
         return 0
-    return len(scores) - int(scores.isfinite().count_nonzero())
+    return len(scores) - count_true(is_finite(scores))
 
 
 def infinite_where_nonfinite(scores: Tensor) -> Tensor:
     """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
-    return scores if surely_finite(scores) else torch.where(scores.isfinite(), scores, torch.inf)
+    return scores if surely_finite(scores) else scores.nan_to_num(torch.inf, torch.inf, torch.inf)
 
 
 def sort_rows(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_int
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, lowest, surely_finite
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, is_finite, lowest, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection
 
@@ -395,7 +395,7 @@ class AlignPrune(ScoreWrapper):
         if self.missing == "hold":
             return registry.losses
         if record.recorded is None:  # all that were selected
-            return registry.losses / registry.selected.float()  # a third of a scatter's time
+            return registry.losses / registry.selected.view(torch.uint8).float()  # a scatter takes thrice the time
         return torch.full_like(registry.losses, torch.nan).scatter_(0, record.indices, record.losses)
 
     def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
@@ -410,7 +410,7 @@ class AlignPrune(ScoreWrapper):
             return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
         losses = record.losses
         if not surely_finite(losses):
-            losses = losses[losses.isfinite()]
+            losses = losses[is_finite(losses)]
         if len(losses) == 0:
             return losses.new_full((), torch.nan, dtype=torch.float64)
         return finite_mean(lowest(losses, max(1, len(losses) // 2)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown, moving_average
 from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
-from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import Selection, count_true, ids_of
 from lightning_prune.rng import permutation, resolve_generator
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _highest(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
     values = infinite_where_nonfinite(scores)
     threshold = kth_lowest(values, len(values) - k + 1)
     above, ties = values > threshold, ids_of(values == threshold)
-    missing = k - int(above.count_nonzero())
+    missing = k - count_true(above)
     if missing < len(ties):
         ties = ties.index_select(0, permutation(len(ties), generator)[:missing].to(ties.device))
     return above.index_fill_(0, ties, True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._periodic import first_where_unknown, moving_average
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, output_grad_norm
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, is_finite, output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
-from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import Selection, count_true, ids_of
 from lightning_prune.plan import num_keep as count_kept
 from lightning_prune.rng import permutation, resolve_generator
 
@@ -56,7 +56,7 @@ def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
     lowest = float(importance.min())
     if lowest < 0:
         raise ValueError(f"Expected `importance` >= 0, but got {lowest}.")
-    num_positive = len(importance) if lowest > 0 else int((importance > 0).count_nonzero())
+    num_positive = len(importance) if lowest > 0 else count_true(importance > 0)
     if num_positive <= num_keep:
         positive = importance > 0
         share = (num_keep - num_positive) / max(1, len(importance) - num_positive)
@@ -66,8 +66,8 @@ def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
 
 
 def _with_nonfinite(importance: Tensor, num_keep: int) -> Tensor:
-    finite = importance.isfinite()
-    num_first = len(importance) - int(finite.count_nonzero())
+    finite = is_finite(importance)
+    num_first = len(importance) - count_true(finite)
     chances = (~finite).double().mul_(min(1, num_keep / num_first))
     if num_first < num_keep:
         chances[finite] = importance_inclusion(importance[finite], num_keep - num_first)

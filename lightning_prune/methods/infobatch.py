@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
 from lightning_prune.methods._shared import below, finite_mean
-from lightning_prune.plan import Selection, random_submask
+from lightning_prune.plan import Selection, count_true, random_submask
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def infobatch(
     keep_ratio = 1 - prune_ratio
     low = below(scores, finite_mean(scores))
     if mode == "exact":
-        num_low = int(low.count_nonzero())
+        num_low = count_true(low)
         count = int(keep_ratio * num_low + torch.rand((), generator=generator, dtype=torch.float64).item())
         dropped = random_submask(low, num_low - count, generator)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
-from lightning_prune.plan import Selection, ids_of, num_keep, random_submask
+from lightning_prune.plan import Selection, count_true, ids_of, num_keep, random_submask
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def orderdp(
     values = infinite_where_nonfinite(scores.index_select(0, candidates))
     threshold = kth_lowest(values, explore_size - exploit_size + 1)
     above = values > threshold
-    above |= random_submask(values == threshold, exploit_size - int(above.count_nonzero()), generator)
+    above |= random_submask(values == threshold, exploit_size - count_true(above), generator)
     return Selection(candidates.index_select(0, ids_of(above)))
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import output_grad_norm, surely_finite
+from lightning_prune.methods._shared import is_finite, output_grad_norm, surely_finite
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.methods._windows import Judge, judge_windows, window_runs
-from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import Selection, count_true, ids_of
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _valid(rows: Tensor, inside: Tensor | None) -> Tensor | None:
     """Return which elements ``(v, l)`` count: those that are finite and no padding; None: all."""
     if surely_finite(rows.view(-1)):
         return inside
-    return rows.isfinite() if inside is None else rows.isfinite().logical_and_(inside)
+    return is_finite(rows) if inside is None else is_finite(rows).logical_and_(inside)
 
 
 def _low(rows: Tensor, inside: Tensor | None) -> Tensor:
@@ -297,7 +297,7 @@ class RePB(PruningCallback):
         selected = registry.selected
         scores, lengths = self._scores(registry, record).cpu(), self._lengths(record)
         low = judge_windows(scores, lengths, _low, torch.bool)
-        ratio = self._ratio(registry.num_samples, int(selected.count_nonzero()), int(low.count_nonzero()))
+        ratio = self._ratio(registry.num_samples, count_true(selected), count_true(low))
         chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
         if self.rule == "importance":
             chances = judge_windows(scores, lengths, partial(_chances, ratio), torch.float32)

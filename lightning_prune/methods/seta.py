@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
 from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import count_nonfinite, sort_rows
+from lightning_prune.methods._shared import count_nonfinite, is_finite, sort_rows
 from lightning_prune.methods.random import random_subset
 from lightning_prune.plan import Selection, ids_of, num_keep
 from lightning_prune.rng import permutation, resolve_generator
@@ -168,7 +168,7 @@ def seta(
 def _in_window(values: Tensor, epoch: int, num_groups: int, window_scale: float, generator: torch.Generator) -> Tensor:
     """Return which values ``(m,)`` an epoch's window covers; non-finite ones always are."""
     if count_nonfinite(values):
-        finite = values.isfinite()
+        finite = is_finite(values)
         inside = torch.ones_like(finite)
         if bool(finite.any()):
             inside[finite] = _in_window(values[finite], epoch, num_groups, window_scale, generator)

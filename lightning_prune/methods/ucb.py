@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune._checks import check_number, check_ratio, check_scores
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
-from lightning_prune.methods._shared import surely_finite
+from lightning_prune.methods._shared import is_finite, surely_finite
 from lightning_prune.methods.epsilon_greedy import epsilon_greedy
 from lightning_prune.plan import Selection
 
@@ -63,7 +63,7 @@ def ucb_update(mean: Tensor, var: Tensor, losses: Tensor, smoothing: float) -> t
     new_mean, new_var = torch.lerp(start, losses, smoothing), torch.lerp(spread, (losses - start).square_(), smoothing)
     if surely_finite(losses):
         return new_mean, new_var
-    finite = losses.isfinite()
+    finite = is_finite(losses)
     return torch.where(finite, new_mean, mean), torch.where(finite, new_var, var)
 
 
