@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 
 import lightning.pytorch as L
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits.task import DigitsData, DigitsModel
@@ -48,17 +46,10 @@ Runs = dict[str, Callable[[float], StaticPruning]]
 
 
 class Model(DigitsModel):
-    """The digits model, a quarter as wide, that also shows its features."""
+    """The digits model, a quarter as wide."""
 
     def __init__(self) -> None:
         super().__init__(width=8)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        images, targets = batch
-        features = self.net[:-1](images)
-        logits = self.net[-1](features)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return self.weighted_loss(losses, logits=logits, targets=targets, features=features)
 
 
 def fit(train: TensorDataset, seed: int, epochs: int, callback: L.Callback | None = None) -> Model:

@@ -53,7 +53,7 @@ class DigitsModel(WeightedLossMixin, L.LightningModule):
     def __init__(self, width: int = 32, lr: float = 0.02) -> None:
         super().__init__()
         self.lr = lr
-        self.net = nn.Sequential(
+        self.body = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1),
             nn.BatchNorm2d(width),
             nn.ReLU(),
@@ -61,17 +61,17 @@ class DigitsModel(WeightedLossMixin, L.LightningModule):
             nn.BatchNorm2d(2 * width),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32 * width, 10),
         )
+        self.head = nn.Linear(32 * width, 10)
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        return self.head(self.body(images))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
-        features = self.net[:-1](images)
-        logits = self.net[-1](features)
+        features = self.body(images)
+        logits = self.head(features)
         losses = F.cross_entropy(logits, targets, reduction="none")
         return self.weighted_loss(losses, logits=logits, targets=targets, features=features)
 

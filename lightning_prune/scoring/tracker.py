@@ -164,16 +164,16 @@ class Tracker:
             raise ValueError("Expected `num_samples` to be set before the first update, but it is None.")
         if len(batch.indices) == 0 or (self.num_epochs is not None and self.epoch >= self.num_epochs):
             return
-        values = self.measure(batch)[batch.first]  # copies of a sample in one batch all carry the first one's values
+        values = self.measure(batch).index_select(0, batch.first)  # copies of a sample carry the same values
         indices = batch.indices.to(values.device)
         seen = self._prepare(values, self.num_samples)
-        fresh = (values if values.dim() == 1 else values.sum(1)).isfinite()
-        fresh &= ~seen[indices]
-        seen[indices] |= fresh
-        old = {name: state[indices] for name, state in self.state.items()}
+        before = seen.index_select(0, indices)
+        fresh = (values if values.dim() == 1 else values.sum(1)).isfinite() & ~before
+        seen.index_copy_(0, indices, before | fresh)
+        old = {name: state.index_select(0, indices) for name, state in self.state.items()}
         for name, new in self.fold(old, values).items():
             mask = fresh if new.dim() == 1 else fresh[:, None]
-            self.state[name][indices] = torch.where(mask, new.to(old[name].dtype), old[name])
+            self.state[name].index_copy_(0, indices, torch.where(mask, new.to(old[name].dtype), old[name]))
 
     def end_epoch(self) -> None:
         """Mark the end of an epoch: every sample may be recorded again."""
