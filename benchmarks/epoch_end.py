@@ -50,17 +50,14 @@ class Timings:
     logic: list[tuple[float, float]] = field(default_factory=list)
     total: list[tuple[float, float]] = field(default_factory=list)
 
-    def ratios(self, figures: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-        """Return the two epochs' ends over plain sampling, round by round: after the full one, after the pruned one."""
-        full, pruned = zip(*figures, strict=True)
-        return self._over_plain(full), self._over_plain(pruned)
-
-    def dearer(self, figures: list[tuple[float, float]]) -> list[float]:
-        """Return :meth:`ratios` of that epoch's end which takes longer."""
-        return max(self.ratios(figures), key=statistics.median)
-
-    def _over_plain(self, seconds: Iterable[float]) -> list[float]:
+    def over_plain(self, seconds: Iterable[float]) -> list[float]:
+        """Return figures, one per round, over those of plain sampling."""
         return [value / plain for value, plain in zip(seconds, self.plain, strict=True)]
+
+
+def dearer(figures: list[tuple[float, float]]) -> list[float]:
+    """Return the figures, one per round, of that epoch's end which takes longer."""
+    return list(max(zip(*figures, strict=True), key=statistics.median))
 
 
 def available() -> list[str]:
@@ -178,11 +175,12 @@ def measure(*, n: int = 1_000_000, rounds: int = 7, large_rounds: int = 5) -> li
     for row, timings in small.items():
         must, aim = {"InfoBatch": (0.35, 0.22), UNPRUNED: (0.5, 0.3)}.get(row, (0.45, None))
         what = f"{row}: end of epoch and the next one's batches / plain sampling"
-        rows.append(Row(what, n, timings.dearer(timings.total), must, aim))
-    rows.append(Row("InfoBatch: the same", 10 * n, large.dearer(large.total), 0.5, 0.3))
-    base = statistics.median(max(pair) for pair in small["InfoBatch"].total)
-    rows.append(Row(f"InfoBatch: time per sample / at {n:,}", 10 * n, [max(t) / base for t in large.total], 3.0, 1.7))
+        rows.append(Row(what, n, timings.over_plain(dearer(timings.total)), must, aim))
+    rows.append(Row("InfoBatch: the same", 10 * n, large.over_plain(dearer(large.total)), 0.5, 0.3))
+    base = statistics.median(dearer(small["InfoBatch"].total))
+    growth = [seconds / base for seconds in dearer(large.total)]
+    rows.append(Row(f"InfoBatch: time per sample / at {n:,}", 10 * n, growth, 3.0, 1.7))
     for row, timings in small.items():
         what = f"{row}: end of a pruned epoch, without drawing / plain sampling"
-        rows.append(Row(what, n, timings.ratios(timings.logic)[1], 0.3, 0.2))
+        rows.append(Row(what, n, timings.over_plain(pruned for _, pruned in timings.logic), 0.3, 0.2))
     return rows
