@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune._dispatch import ids_of
 from lightning_prune.mixin import ABSENT, StepRecord, wrong_length
-from lightning_prune.plan import EpochPlan, Selection, ids_of
+from lightning_prune.plan import EpochPlan, Selection
 from lightning_prune.sampler import PlanBatchSampler, RecordingBatchSampler
 
 _BATCHES_AT_ONCE = 64

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_prune import _trainer, probe
+from lightning_prune._dispatch import ids_of
 from lightning_prune.callback import PruningCallback
 from lightning_prune.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.methods._shared import count_nonfinite, finite_mean
 from lightning_prune.mixin import StepRecord, WeightedLossMixin, wrong_length
-from lightning_prune.plan import EpochPlan, Selection, ids_of, scheduler_calls
+from lightning_prune.plan import EpochPlan, Selection, scheduler_calls
 from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_state
 from lightning_prune.sampler import PlanSampler
 from lightning_prune.table import SampleTable, changed_length

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio
+from lightning_prune._dispatch import is_finite
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import is_finite, surely_finite
+from lightning_prune.methods._shared import surely_finite
 from lightning_prune.plan import Selection, num_keep
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.plan import count_true
+from lightning_prune._dispatch import count_true, is_finite, is_less
 
 if TYPE_CHECKING:
     from lightning_prune.mixin import StepRecord
@@ -44,25 +43,8 @@ def below(scores: Tensor, threshold: Tensor) -> Tensor:
     bound = threshold.to(scores.dtype)
     above = torch.nextafter(bound, torch.full_like(bound, torch.inf))
     bound = torch.where(bound < threshold, above, bound)  # the least score that is not below the threshold
-    low = _less(scores, bound)
+    low = is_less(scores, bound)
     return low if bool(scores.amin() > -torch.inf) else low & (scores > -torch.inf)  # a NaN makes the least one NaN
-
-
-def _is_array(values: Tensor) -> bool:
-    """Return whether NumPy can read the values."""
-    return values.device.type == "cpu" and values.dtype != torch.bfloat16 and not values.requires_grad
-
-
-def _less(values: Tensor, bound: Tensor) -> Tensor:
-    """Return ``values < bound``, a 0-d bound of the same dtype. On the CPU NumPy needs a third of torch's time."""
-    if _is_array(values):
-        return torch.from_numpy(values.numpy() < bound.numpy())
-    return values < bound
-
-
-def is_finite(values: Tensor) -> Tensor:
-    """Return where values are finite. On the CPU NumPy needs a tenth of torch's time."""
-    return torch.from_numpy(np.isfinite(values.numpy())) if _is_array(values) else values.isfinite()
 
 
 def surely_finite(scores: Tensor) -> bool:
@@ -80,30 +62,6 @@ def count_nonfinite(scores: Tensor) -> int:
 def infinite_where_nonfinite(scores: Tensor) -> Tensor:
     """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
     return scores if surely_finite(scores) else scores.nan_to_num(torch.inf, torch.inf, torch.inf)
-
-
-def sort_rows(values: Tensor) -> Tensor:
-    """Sort along the last dimension, rising; on the CPU NumPy is several times as fast as torch, here and below."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
-    return values.sort(dim=-1).values
-
-
-def partition(values: Tensor, k: int) -> Tensor:
-    """Return values ``(n,)`` without NaN so ordered that the k-th, from 0, is in its place, and the lower before it."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.partition(values.numpy(), k))
-    return values.sort().values
-
-
-def kth_lowest(values: Tensor, k: int) -> Tensor:
-    """Return the k-th lowest, from 1, of values ``(n,)`` without NaN; a 0-d tensor."""
-    return partition(values, k - 1)[k - 1] if values.device.type == "cpu" else values.kthvalue(k).values
-
-
-def lowest(values: Tensor, k: int) -> Tensor:
-    """Return the k lowest ``(k,)`` of values ``(n,)`` without NaN, in any order."""
-    return partition(values, k - 1)[:k]
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:

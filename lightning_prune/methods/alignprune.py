@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int
+from lightning_prune._dispatch import is_finite, lowest
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, is_finite, lowest, surely_finite
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_number
+from lightning_prune._dispatch import ids_of
 from lightning_prune.callback import PruningCallback
-from lightning_prune.plan import Selection, ids_of
+from lightning_prune.plan import Selection
 
 if TYPE_CHECKING:
     from lightning_prune.epoch import EpochRecord

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
+from lightning_prune._dispatch import count_true, ids_of, is_finite
 from lightning_prune.callback import PruningCallback
 from lightning_prune.methods._periodic import first_where_unknown, moving_average
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, is_finite, output_grad_norm
+from lightning_prune.methods._shared import count_nonfinite, finite_mean, output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
-from lightning_prune.plan import Selection, count_true, ids_of
+from lightning_prune.plan import Selection
 from lightning_prune.plan import num_keep as count_kept
 from lightning_prune.rng import permutation, resolve_generator
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_ratio, check_scores
+from lightning_prune._dispatch import count_true
 from lightning_prune.callback import PruningCallback, is_annealing
 from lightning_prune.methods._shared import below, finite_mean
-from lightning_prune.plan import Selection, count_true, random_submask
+from lightning_prune.plan import Selection, random_submask
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
+from lightning_prune._dispatch import count_true, ids_of, kth_lowest
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import infinite_where_nonfinite, kth_lowest
-from lightning_prune.plan import Selection, count_true, ids_of, num_keep, random_submask
+from lightning_prune.methods._shared import infinite_where_nonfinite
+from lightning_prune.plan import Selection, num_keep, random_submask
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:

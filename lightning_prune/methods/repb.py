@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
+from lightning_prune._dispatch import count_true, ids_of, is_finite
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import is_finite, output_grad_norm, surely_finite
+from lightning_prune.methods._shared import output_grad_norm, surely_finite
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.methods._windows import Judge, judge_windows, window_runs
-from lightning_prune.plan import Selection, count_true, ids_of
+from lightning_prune.plan import Selection
 from lightning_prune.rng import resolve_generator
 
 if TYPE_CHECKING:

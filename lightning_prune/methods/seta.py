@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_int, check_ratio, check_scores
+from lightning_prune._dispatch import ids_of, is_finite, sort_rows
 from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import count_nonfinite, is_finite, sort_rows
+from lightning_prune.methods._shared import count_nonfinite
 from lightning_prune.methods.random import random_subset
-from lightning_prune.plan import Selection, ids_of, num_keep
+from lightning_prune.plan import Selection, num_keep
 from lightning_prune.rng import permutation, resolve_generator
 
 if TYPE_CHECKING:

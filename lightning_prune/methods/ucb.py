@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune._checks import check_number, check_ratio, check_scores
+from lightning_prune._dispatch import is_finite
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
-from lightning_prune.methods._shared import is_finite, surely_finite
+from lightning_prune.methods._shared import surely_finite
 from lightning_prune.methods.epsilon_greedy import epsilon_greedy
 from lightning_prune.plan import Selection
 

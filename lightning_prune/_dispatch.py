@@ -1,0 +1,58 @@
+"""What NumPy does several times as fast as torch on the CPU: here it is chosen, with the same result either way."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def _is_array(values: Tensor) -> bool:
+    """Return whether NumPy can read the values: on the CPU, of a type that it knows, without a graph."""
+    return values.device.type == "cpu" and values.dtype != torch.bfloat16 and not values.requires_grad
+
+
+def ids_of(mask: Tensor) -> Tensor:
+    """Return the positions ``(k,)``, int64, ascending, where ``mask`` ``(n,)`` is True."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if _is_array(mask) else mask.nonzero().squeeze(1)
+
+
+def count_true(mask: Tensor) -> int:
+    """Return how many elements of ``mask`` are True."""
+    return int(np.count_nonzero(mask.numpy()) if _is_array(mask) else mask.count_nonzero())
+
+
+def is_ascending(ids: Tensor) -> bool:
+    """Return whether ids ``(k,)`` rise strictly."""
+    values = ids.numpy() if _is_array(ids) else ids
+    return bool((values[1:] > values[:-1]).all())
+
+
+def is_finite(values: Tensor) -> Tensor:
+    """Return where values are neither NaN nor infinite."""
+    return torch.from_numpy(np.isfinite(values.numpy())) if _is_array(values) else values.isfinite()
+
+
+def is_less(values: Tensor, bound: Tensor) -> Tensor:
+    """Return where values lie strictly below a 0-d bound of their dtype; a NaN does not."""
+    return torch.from_numpy(values.numpy() < bound.numpy()) if _is_array(values) else values < bound
+
+
+def sort_rows(values: Tensor) -> Tensor:
+    """Return values without NaN, sorted along the last dimension, rising."""
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)) if _is_array(values) else values.sort(dim=-1).values
+
+
+def partition(values: Tensor, k: int) -> Tensor:
+    """Return values ``(n,)`` without NaN so ordered that the k-th, from 0, is in its place, and the lower before it."""
+    return torch.from_numpy(np.partition(values.numpy(), k)) if _is_array(values) else values.sort().values
+
+
+def kth_lowest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th lowest, from 1, of values ``(n,)`` without NaN; a 0-d tensor."""
+    return partition(values, k - 1)[k - 1] if _is_array(values) else values.kthvalue(k).values
+
+
+def lowest(values: Tensor, k: int) -> Tensor:
+    """Return the k lowest ``(k,)`` of values ``(n,)`` without NaN, in any order."""
+    return partition(values, k - 1)[:k]
