@@ -21,32 +21,46 @@ _CHUNK = 1 << 16
 """Samples at a time on the CPU: few enough for the cache, and enough to make the calls' overhead small."""
 
 
+def only_observed(losses: Tensor, observed: Tensor | None) -> Tensor:
+    """Return losses ``(n,)``, not finite where ``observed`` ``(n,)`` is False; in a third of a scatter's time."""
+    return losses if observed is None else losses / observed.view(torch.uint8).float()
+
+
 def slide(
     sums: Tensor,
-    leaving: tuple[Tensor, Tensor],
-    entering: tuple[Tensor, Tensor],
+    row: Tensor,
+    losses: Tensor,
+    observed: Tensor | None,
+    left: Tensor,
     references: Tensor,
+    slot: int,
     min_observed: int,
     out: Tensor | None = None,
 ) -> None:
-    """Update the sums by one epoch, in place, and write the correlations into ``out`` ``(n,)``, float32, if wanted.
+    """Have an epoch enter the window for another, in place, and write the correlations into ``out``, if wanted.
+
+    A loss that is not finite was not observed; nor was any in an epoch whose reference's is not.
 
     Args:
         sums: Running sums ``(NUM_SUMS, n)``, float64.
-        leaving: Losses ``(n,)`` and the reference's, 0-d float64, of the epoch that leaves the window. A loss that is
-            not finite was not observed; if the reference's is not, none was.
-        entering: Likewise, of the epoch that enters.
-        references: The reference's losses ``(window,)``, float64, of the window with the epoch that enters.
+        row: Losses ``(n,)``, float32, of the epoch that leaves; afterwards of the one that enters.
+        losses: Losses ``(n,)`` of the epoch that enters.
+        observed: Which of these ``(n,)`` count; None: all.
+        left: The reference's loss, 0-d float64, in the epoch that leaves.
+        references: The reference's losses ``(window,)``, float64, with the epoch that enters.
+        slot: Where among them that one is.
         min_observed: Observations that a correlation needs; NaN where there are fewer.
-        out: Where the correlations go; None: nowhere.
+        out: Where the correlations ``(n,)``, float32, go; None: nowhere.
     """
-    y = torch.stack([entering[1], leaving[1]])
+    y = torch.stack([references[slot], left])
     powers = _powers(y) * y.new_tensor([1, -1])
-    rounding_y = _CONSTANT * references.square().nansum()
+    rounding_y = _CONSTANT * float(references.square().nansum())
     size = _CHUNK if sums.device.type == "cpu" else 64 * _CHUNK
     for start in range(0, sums.shape[1], size):
         part, span = sums[:, start : start + size], slice(start, start + size)
-        seen, x = _observed(torch.stack([entering[0][span], leaving[0][span]]))
+        entering = only_observed(losses[span], None if observed is None else observed[span])
+        seen, x = _observed(torch.stack([entering, row[span]]))
+        row[span] = entering
         part[0:3].addmm_(powers, seen)
         part[3:5].addmm_(powers[:2], x)
         part[5:6].addmm_(powers[:1], x.square_())
@@ -82,7 +96,7 @@ def _observed(losses: Tensor) -> tuple[Tensor, Tensor]:
     return seen, losses.nan_to_num(0, 0, 0).double()
 
 
-def _correlate(sums: Tensor, rounding_y: Tensor, window: int, min_observed: int, out: Tensor) -> None:
+def _correlate(sums: Tensor, rounding_y: float, window: int, min_observed: int, out: Tensor) -> None:
     """Write the correlations ``(c,)`` that sums ``(NUM_SUMS, c)`` amount to; 0 where a variance is but rounding."""
     count, y, yy, x, xy, xx, entered = sums
     var_x = (count * xx).addcmul_(x, x, value=-1)
@@ -90,10 +104,10 @@ def _correlate(sums: Tensor, rounding_y: Tensor, window: int, min_observed: int,
     along = (count * xy).addcmul_(x, y, value=-1)
     above_x = var_x.addcmul(count, entered, value=-_CONSTANT)
     constant = None
-    if not bool((above_x.amin() > 0) & (var_y.amin() > window * rounding_y)):  # the least of all are enough, mostly
+    if not (float(above_x.amin()) > 0 and float(var_y.amin()) > window * rounding_y):  # the least are enough, mostly
         constant = (above_x <= 0) | (var_y <= count * rounding_y)
     out.copy_(along.mul_(var_x.mul_(var_y).rsqrt_())).clamp_(-1, 1)
     if constant is not None:
         out.masked_fill_(constant, 0)
-    if bool(count.amin() < min_observed):
+    if float(count.amin()) < min_observed:
         out.masked_fill_(count < min_observed, torch.nan)

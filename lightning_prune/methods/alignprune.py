@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_prune._checks import check_choice, check_int
 from lightning_prune._dispatch import is_finite, lowest
 from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, slide
+from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, only_observed, slide
 from lightning_prune.methods._shared import count_nonfinite, finite_mean, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.plan import Selection
@@ -367,15 +367,16 @@ class AlignPrune(ScoreWrapper):
         """Record the epoch's losses and the reference's; score, once there is a window of them."""
         ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
         slot = registry.epoch % self.window
-        losses, left = self._observed_losses(registry, record), references[slot].clone()
+        losses, observed = self._recorded_losses(registry, record)
+        left = references[slot].clone()
         references[slot] = self._reference_loss(registry, record)
         registry.state[_EPOCHS] += 1
         scores = registry.column(_SCORE) if self._in_force(registry) else None
-        if self.correlation == "pearson":
+        if self.correlation != "pearson":
+            ring[slot] = only_observed(losses, observed)
+        else:
             sums = registry.column(_SUMS)
-            slide(sums, (ring[slot], left), (losses, references[slot]), references, self.min_observed, out=scores)
-        ring[slot] = losses
-        if self.correlation == "pearson":
+            slide(sums, ring[slot], losses, observed, left, references, slot, self.min_observed, out=scores)
             turns, n = 4 * self.window, registry.num_samples
             turn = registry.epoch % turns
             part = slice(n * turn // turns, n * (turn + 1) // turns)
@@ -391,13 +392,13 @@ class AlignPrune(ScoreWrapper):
             scores.copy_(_alignment(ring, references, self.correlation, self.min_observed))
         self.base.on_epoch_recorded(registry.replace_scores(scores), record)
 
-    def _observed_losses(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
-        """Return the losses ``(n,)`` of the epoch that ends, not finite where a sample was not trained."""
+    def _recorded_losses(self, registry: ScoreRegistry, record: EpochRecord) -> tuple[Tensor, Tensor | None]:
+        """Return the losses ``(n,)`` of the epoch that ends, and which of them count; None: all that are finite."""
         if self.missing == "hold":
-            return registry.losses
+            return registry.losses, None
         if record.recorded is None:  # all that were selected
-            return registry.losses / registry.selected.view(torch.uint8).float()  # a scatter takes thrice the time
-        return torch.full_like(registry.losses, torch.nan).scatter_(0, record.indices, record.losses)
+            return registry.losses, registry.selected
+        return torch.full_like(registry.losses, torch.nan).scatter_(0, record.indices, record.losses), None
 
     def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
         """Return the reference's loss in the epoch that ends, a 0-d float64 tensor; NaN: unknown."""

@@ -19,8 +19,7 @@ def slid(losses, references, window, min_observed=2):
         slot = epoch % window
         left, refs[slot] = refs[slot].clone(), reference
         scores.append(torch.empty(n))
-        slide(sums, (ring[slot], left), (row, refs[slot]), refs, min_observed, out=scores[-1])
-        ring[slot] = row
+        slide(sums, ring[slot], row, None, left, refs, slot, min_observed, out=scores[-1])
     return scores, sums, make_sums(ring, refs)
 
 
@@ -84,6 +83,23 @@ def test_make_sums_forgets_what_has_entered():
     assert scores[-1] == 0  # hidden behind the million that has left
     part = losses[1:] * 1e-3
     later = torch.empty(1)
-    slide(fresh, (part[0], references[1]), (part[0], references[1]), references[1:], 2, out=later)
+    slide(fresh, part[0].clone(), part[0], None, references[1], references[1:], 0, 2, out=later)
     assert torch.allclose(later, alignment_score(part.T, references[1:].float()), atol=1e-6)
     assert sums[6] > 1e11 > fresh[6]
+
+
+def test_what_was_not_observed():
+    """A mask and NaN say the same, and the row is that of the epoch that has entered."""
+    generator = torch.Generator().manual_seed(0)
+    losses, observed = torch.rand(6, 50, generator=generator), torch.rand(6, 50, generator=generator) < 0.7
+    references = torch.linspace(3, 1, 6, dtype=torch.float64)
+    marked = losses.masked_fill(~observed, NAN)
+    _, expected, _ = slid(marked, references, 4)
+    ring, refs, sums = torch.full((4, 50), NAN), torch.full((4,), NAN).double(), torch.zeros(NUM_SUMS, 50).double()
+    for epoch, reference in enumerate(references):
+        slot = epoch % 4
+        left, refs[slot] = refs[slot].clone(), reference
+        slide(sums, ring[slot], losses[epoch], observed[epoch], left, refs, slot, 2)
+        assert torch.equal(ring[slot].isfinite(), observed[epoch])
+        assert torch.equal(ring[slot][observed[epoch]], losses[epoch][observed[epoch]])
+    assert torch.equal(sums, expected)
