@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,13 +102,17 @@ def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = 
     low, high = (float(v) for v in torch.aminmax(inclusion))
     if not (low >= 0 and high <= 1):
         raise ValueError(f"Expected `inclusion` in [0, 1], but got values in [{low}, {high}].")
-    generator = resolve_generator(generator)
+    return ids_of(_systematic_mask(inclusion, resolve_generator(generator)))
+
+
+def _systematic_mask(inclusion: Tensor, generator: torch.Generator) -> Tensor:
+    """Return which ``(n,)`` are drawn with probabilities ``(n,)`` in [0, 1]; see :func:`systematic_sample`."""
     keep = inclusion >= 1
     open_ids = ids_of(~keep)
     if len(open_ids) == 0:
-        return torch.arange(len(inclusion), device=inclusion.device)
-    order = permutation(len(open_ids), generator).to(inclusion.device)
-    sums = inclusion.index_select(0, open_ids).index_select(0, order).cumsum(0, dtype=torch.float64)
+        return keep
+    shuffled = open_ids.index_select(0, permutation(len(open_ids), generator).to(inclusion.device))
+    sums = inclusion.index_select(0, shuffled).cumsum(0, dtype=torch.float64)
     total = float(sums[-1])
     if 0 < abs(total - round(total)) <= 1e-6:  # rounding must not cost a sample, or add one
         sums.mul_(round(total) / total)
@@ -115,8 +120,7 @@ def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = 
     passed = sums.add_(offset).floor_()
     drawn = passed > 0
     torch.gt(passed[1:], passed[:-1], out=drawn[1:])
-    drawn_ids = open_ids.index_select(0, order.index_select(0, ids_of(drawn)))
-    return ids_of(keep.index_fill_(0, drawn_ids, True))
+    return keep.index_fill_(0, shuffled.index_select(0, ids_of(drawn)), True)
 
 
 class ImportanceSampling(PruningCallback):
@@ -197,8 +201,8 @@ class ImportanceSampling(PruningCallback):
         importance = first_where_unknown(registry.column(_IMPORTANCE), registry.losses)
         least = finite_mean(importance).float() * max(self.floor, _LEAST_FLOOR)
         inclusion = importance_inclusion(torch.maximum(importance, least), k)
-        indices = systematic_sample(inclusion, generator=generator)
-        return Selection(indices, inclusion.index_select(0, indices).reciprocal_().float())
+        drawn = Selection.from_mask(_systematic_mask(inclusion, generator))
+        return replace(drawn, weights=inclusion.index_select(0, drawn.indices).reciprocal_().float())
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
         """Move the importance of the trained samples."""
