@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune._dispatch import ids_of
+from lightning_prune.methods._shared import count_nonfinite
 from lightning_prune.mixin import ABSENT, StepRecord, wrong_length
 from lightning_prune.plan import EpochPlan, Selection
 from lightning_prune.sampler import PlanBatchSampler, RecordingBatchSampler
@@ -37,6 +38,11 @@ class EpochRecord:
     recorded: Tensor | None
     step_size: int
     extra: dict[str, Tensor]
+
+    @cached_property
+    def num_nonfinite(self) -> int:
+        """How many of the losses are NaN or infinite."""
+        return count_nonfinite(self.losses)
 
     @cached_property
     def steps(self) -> Tensor:

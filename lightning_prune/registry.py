@@ -17,7 +17,7 @@ from lightning_prune import _trainer, probe
 from lightning_prune._dispatch import ids_of
 from lightning_prune.callback import PruningCallback
 from lightning_prune.epoch import RunningEpoch, check_same_on_all_ranks
-from lightning_prune.methods._shared import count_nonfinite, finite_mean
+from lightning_prune.methods._shared import finite_mean
 from lightning_prune.mixin import StepRecord, WeightedLossMixin, wrong_length
 from lightning_prune.plan import EpochPlan, Selection, scheduler_calls
 from lightning_prune.rng import collect_rng_state, make_generator, restore_rng_state
@@ -409,11 +409,10 @@ class ScoreRegistry(SampleTable, Callback):
         record = running.collect()
         self.losses.scatter_(0, record.indices, record.losses)
         self._count(self._selected)
-        nonfinite = count_nonfinite(record.losses)
-        if nonfinite:
+        if record.num_nonfinite:
             rank_zero_warn(
-                f"{nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {self._epoch}. These "
-                "samples stay in with weight 1 and are left out of every mean."
+                f"{record.num_nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {self._epoch}. "
+                "These samples stay in with weight 1 and are left out of every mean."
             )
         self._trained_steps += running.positions_trained
         self._full_steps += min(self.num_samples, self._full_batches * running.step_size)
@@ -421,7 +420,7 @@ class ScoreRegistry(SampleTable, Callback):
             "prune/kept_fraction": len(running.plan.order) / self.num_samples * running.trained_fraction,
             "prune/saved_fraction": self.saved_fraction,
             "prune/score_mean": finite_mean(self.losses).float(),
-            "prune/nonfinite": float(nonfinite),
+            "prune/nonfinite": float(record.num_nonfinite),
         }
         if self._method is not None:
             self._method.on_epoch_recorded(self, record)

@@ -54,7 +54,7 @@ def slide(
     """
     y = torch.stack([references[slot], left])
     powers = _powers(y) * y.new_tensor([1, -1])
-    rounding_y = _CONSTANT * float(references.square().nansum())
+    known, rounding_y = bool(references[slot].isfinite()), _CONSTANT * float(references.square().nansum())
     size = _CHUNK if sums.device.type == "cpu" else 64 * _CHUNK
     for start in range(0, sums.shape[1], size):
         part, span = sums[:, start : start + size], slice(start, start + size)
@@ -64,7 +64,8 @@ def slide(
         part[0:3].addmm_(powers, seen)
         part[3:5].addmm_(powers[:2], x)
         part[5:6].addmm_(powers[:1], x.square_())
-        part[6].addcmul_(powers[0, 0], x[0])
+        if known:
+            part[6].add_(x[0])
         if out is not None:
             _correlate(part, rounding_y, len(references), min_observed, out=out[span])
 

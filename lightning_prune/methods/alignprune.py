@@ -377,10 +377,10 @@ class AlignPrune(ScoreWrapper):
         else:
             sums = registry.column(_SUMS)
             slide(sums, ring[slot], losses, observed, left, references, slot, self.min_observed, out=scores)
-            turns, n = 4 * self.window, registry.num_samples
+            turns, n = 8 * self.window, registry.num_samples
             turn = registry.epoch % turns
             part = slice(n * turn // turns, n * (turn + 1) // turns)
-            sums[:, part] = make_sums(ring[:, part], references)  # in turn: no rounding stays longer than four windows
+            sums[:, part] = make_sums(ring[:, part], references)  # in turn: no rounding stays longer than eight windows
         if scores is None:
             self.base.on_epoch_recorded(registry, record)
             return
@@ -411,7 +411,7 @@ class AlignPrune(ScoreWrapper):
         if isinstance(self.reference, list):
             return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
         losses = record.losses
-        if not surely_finite(losses):
+        if record.num_nonfinite:
             losses = losses[is_finite(losses)]
         if len(losses) == 0:
             return losses.new_full((), torch.nan, dtype=torch.float64)
