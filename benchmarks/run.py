@@ -25,9 +25,9 @@ def parts(*, quick: bool) -> dict[str, Part]:
     """Return what is measured, by name; ``quick``: with fewer rounds, and at a million samples only."""
     if quick:
         return {
-            "step": lambda: per_step.measure(steps=3000),
-            "epoch end": lambda: epoch_end.measure(rounds=3, large_rounds=1),
-            "trackers": lambda: trackers.measure(100),
+            "step": lambda: per_step.measure(steps=2400),
+            "epoch end": lambda: epoch_end.measure(rounds=2, large_rounds=1),
+            "trackers": lambda: trackers.measure(70),
             "alignment": lambda: alignment.measure(rounds=3),
             "memory": lambda: memory.measure(n=1_000_000, rounds=1),
             "wall clock": lambda: wall_clock.measure(n=3200, rounds=4),
