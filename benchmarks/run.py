@@ -28,10 +28,10 @@ def parts(*, quick: bool) -> dict[str, Part]:
             "step": lambda: per_step.measure(steps=2400),
             "epoch end": lambda: epoch_end.measure(rounds=2, large_rounds=1),
             "trackers": lambda: trackers.measure(70),
-            "alignment": lambda: alignment.measure(rounds=3),
+            "alignment": lambda: alignment.measure(rounds=2),
             "memory": lambda: memory.measure(n=1_000_000, rounds=1),
-            "wall clock": lambda: wall_clock.measure(n=3200, rounds=4),
-            "ddp": lambda: ddp.measure(rounds=2, resnet=False),
+            "wall clock": lambda: wall_clock.measure(n=3200, rounds=3),
+            "ddp": lambda: ddp.measure(rounds=1, resnet=False),
             "import": lambda: imports.measure(rounds=1),
         }
     return {
