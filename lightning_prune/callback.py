@@ -113,7 +113,7 @@ class PruningCallback(Callback):
         """Declare per-sample state with ``registry.add_column``; called before the first epoch, and on resume."""
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
-        """Return a tensor ``(B,)`` for each of ``record_names``; called after each step, on the device, no sync."""
+        """Return a tensor ``(B,)`` for each of ``record_names``; called after each step if there are any; no sync."""
         return {}
 
     def missing_losses(self, step: StepRecord) -> Tensor | None:
