@@ -40,26 +40,24 @@ class Traffic(TorchDispatchMode):
 def run_rank(rank: int, n: int, rounds: int, store: str) -> dict[str, Any]:
     """Run steps and epoch ends of one rank; return what was exchanged and how long the ends took."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
-    registry = start_run(make_method("InfoBatch"), n, rank=rank, world_size=WORLD_SIZE)
+    session = start_run(make_method("InfoBatch"), n, rank=rank, world_size=WORLD_SIZE)
     losses = exponential_losses(n)
-    module: Any = registry._module
     in_steps, at_end = Traffic(), Traffic()
     with_sync, alone = [], []
     for _ in range(rounds + 1):
-        running = registry._plan_epoch()
+        running = session.begin_epoch(0)  # in each round the same full epoch
         with in_steps:
             for batch_idx in range(min(STEPS, len(running.batch_sampler))):
-                registry.on_train_batch_start(None, module, None, batch_idx)  # type: ignore[arg-type]
-                registry.step.record(torch.ones(running.step_length), None, None, None, None, None)
-                registry.on_train_batch_end(None, module, {}, None, batch_idx)  # type: ignore[arg-type]
-        record_epoch(registry, losses)
+                session.begin_step(batch_idx)
+                session.step.record(torch.ones(running.step_length), None, None, None, None, None)
+                session.end_step(batch_idx)
+        record_epoch(session, losses)
         alone.append(cpu_seconds(lambda: running.log.clone()))  # noqa: B023  (called at once)
         torch.distributed.barrier()
         start = time.perf_counter()
         with at_end:
             running.collect()
         with_sync.append(time.perf_counter() - start)
-        registry._epoch, registry._running = 0, None  # the next round is the same full epoch
     torch.distributed.destroy_process_group()
     return {
         "step_calls": in_steps.calls,

@@ -14,14 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, RandomSampler
 
 import lightning_prune
 from benchmarks.measure import Row, cpu_seconds
-from lightning_prune import PruningCallback, ScoreRegistry, WeightedLossMixin
-from lightning_prune._trainer import PlannedLoader
+from lightning_prune import PruningCallback, ScoreRegistry
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.session import Session
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._running_pearson import make_sums
-from lightning_prune.sampler import PlanSampler
 
 BATCH_SIZE = 128
 UNPRUNED = "no method"
@@ -93,22 +94,19 @@ def exponential_losses(n: int) -> torch.Tensor:
 
 def start_run(
     method: PruningCallback | None, n: int, *, rank: int = 0, world_size: int = 1, device: str = "cpu"
-) -> ScoreRegistry:
-    """Return a registry as in a fit on ``n`` samples, before its first epoch."""
-    registry = ScoreRegistry()
-    registry._method = method
-    registry._module = WeightedLossMixin()  # type: ignore[assignment]
+) -> Session:
+    """Return a run on ``n`` samples, before its first epoch."""
+    session = Session(ScoreRegistry(), method)
     sampler = PlanSampler(n, shuffle=True, seed=0, rank=rank, world_size=world_size)
-    registry._loader = PlannedLoader(DataLoader(range(n), BATCH_SIZE, shuffle=True), sampler)  # type: ignore[arg-type]
-    registry.max_epochs = 100
-    registry._full_batches = len(registry._loader.batch_sampler)
-    registry._reset(n, torch.device(device))
-    if registry.has_column("align_losses"):
-        _fill_window(registry)
-    return registry
+    session.draw_from(PlanBatchSampler(sampler, BATCH_SIZE, drop_last=False))
+    session.table.max_epochs = 100
+    session.start(n, device)
+    if session.table.has_column("align_losses"):
+        _fill_window(session.table)
+    return session
 
 
-def _fill_window(registry: ScoreRegistry) -> None:
+def _fill_window(registry: SampleTable) -> None:
     """Let AlignPrune be in force: a window of losses that fall, each with its own noise."""
     ring, reference = registry.column("align_losses"), registry.state["align_reference"]
     for slot in range(len(ring)):
@@ -120,22 +118,22 @@ def _fill_window(registry: ScoreRegistry) -> None:
     registry.state["align_epochs"].fill_(len(ring))
 
 
-def record_epoch(registry: ScoreRegistry, losses: torch.Tensor) -> None:
+def record_epoch(session: Session, losses: torch.Tensor) -> None:
     """Log the losses ``(n,)`` of the running epoch's samples, as its steps would."""
-    running = registry.running
+    running = session.open_epoch
     running.log[:, :-1] = losses[running.plan.shard(running.plan.order, running.rank).long()].to(running.device)
     running.batches_done = len(running.batch_sampler)
 
 
-def plan_next(registry: ScoreRegistry) -> None:
+def plan_next(session: Session) -> None:
     """Close the running epoch and plan the next."""
-    registry._close_epoch()
-    registry._plan_epoch()
+    session.end_epoch()
+    session.begin_epoch()
 
 
-def draw(registry: ScoreRegistry) -> None:
+def draw(session: Session) -> None:
     """Draw the batches of the planned epoch."""
-    drain(registry.running.batch_sampler)  # type: ignore[arg-type]
+    drain(session.batches)
 
 
 def measure_round(rows: Iterable[str], losses: torch.Tensor, into: dict[str, Timings]) -> None:
@@ -144,13 +142,13 @@ def measure_round(rows: Iterable[str], losses: torch.Tensor, into: dict[str, Tim
     for row in rows:
         timings = into.setdefault(row, Timings())
         timings.plain.append(cpu_seconds(lambda: plain(n)) / n)
-        registry = start_run(make_method(row), n)
-        registry._plan_epoch()
+        session = start_run(make_method(row), n)
+        session.begin_epoch()
         logic, total = [], []
         for _ in ("after a full epoch", "after a pruned one"):
-            record_epoch(registry, losses)
-            logic.append(cpu_seconds(lambda: plan_next(registry)) / n)  # noqa: B023  (called at once)
-            total.append(logic[-1] + cpu_seconds(lambda: draw(registry)) / n)  # noqa: B023
+            record_epoch(session, losses)
+            logic.append(cpu_seconds(lambda: plan_next(session)) / n)  # noqa: B023  (called at once)
+            total.append(logic[-1] + cpu_seconds(lambda: draw(session)) / n)  # noqa: B023
         timings.logic.append((logic[0], logic[1]))
         timings.total.append((total[0], total[1]))
 

@@ -190,12 +190,12 @@ def logic(size: Size) -> list[Row]:
     for name in available():
         values = []
         for i in range(size.rounds + 1):
-            registry = start_run(make_method(name), size.logic, device=size.device)
-            registry._plan_epoch()
-            record_epoch(registry, losses)
+            session = start_run(make_method(name), size.logic, device=size.device)
+            session.begin_epoch()
+            record_epoch(session, losses)
             synchronise(size)
             start = time.perf_counter()
-            plan_next(registry)
+            plan_next(session)
             synchronise(size)
             if i > 0:
                 values.append((time.perf_counter() - start) * 1e3)

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.epoch_end import draw, exponential_losses, make_method, plain, plan_next, record_epoch, start_run
 from benchmarks.measure import Row, cpu_seconds, fresh_process, one_thread
-from lightning_prune import ScoreRegistry
+from lightning_prune.core.session import Session
 
 
 def resident(peak: bool = False) -> int:
@@ -38,51 +38,51 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def checkpoint_bytes(registry: ScoreRegistry) -> int:
+def checkpoint_bytes(session: Session) -> int:
     """Return the size of the registry's part of a checkpoint."""
     buffer = io.BytesIO()
-    torch.save(registry.state_dict(), buffer)
+    torch.save(session.state_dict(), buffer)
     return buffer.tell()
 
 
 def end_of_epoch(n: int) -> dict[str, Any]:
     """Return bytes per sample and CPU seconds of InfoBatch at ``n`` samples; run it in a fresh process."""
     warm = start_run(make_method("InfoBatch"), 10_000)  # what torch and NumPy load on first use is no state
-    warm._plan_epoch()
+    warm.begin_epoch()
     record_epoch(warm, exponential_losses(10_000))
     plan_next(warm)
     draw(warm)
     del warm
     gc.collect()
     before = tensor_bytes()
-    registry = start_run(make_method("InfoBatch"), n)
-    registry._plan_epoch()
-    record_epoch(registry, exponential_losses(n))
+    session = start_run(make_method("InfoBatch"), n)
+    session.begin_epoch()
+    record_epoch(session, exponential_losses(n))
     gc.collect()
     figures: dict[str, Any] = {"state_full": (tensor_bytes() - before) / n}
     start = resident()
     reset_peak()
-    figures["seconds"] = cpu_seconds(lambda: plan_next(registry))
-    figures["seconds_draw"] = cpu_seconds(lambda: draw(registry))
+    figures["seconds"] = cpu_seconds(lambda: plan_next(session))
+    figures["seconds_draw"] = cpu_seconds(lambda: draw(session))
     process = resident(peak=True)
     figures["peak_full"] = (process - start) / n
     gc.collect()
     figures["state"] = (tensor_bytes() - before) / n
-    record_epoch(registry, exponential_losses(n))
+    record_epoch(session, exponential_losses(n))
     gc.collect()
     start = resident()
     reset_peak()
-    plan_next(registry)
-    draw(registry)
+    plan_next(session)
+    draw(session)
     figures["peak"] = (resident(peak=True) - start) / n
     figures["process"] = max(process, resident(peak=True))
     if n <= 20_000_000:
-        record_epoch(registry, exponential_losses(n))
-        figures["checkpoint_open"] = checkpoint_bytes(registry) / n
-        registry._close_epoch()
-        figures["checkpoint"] = checkpoint_bytes(registry) / n
+        record_epoch(session, exponential_losses(n))
+        figures["checkpoint_open"] = checkpoint_bytes(session) / n
+        session.end_epoch()
+        figures["checkpoint"] = checkpoint_bytes(session) / n
         full = start_run(make_method("InfoBatch"), n)
-        full._plan_epoch()
+        full.begin_epoch()
         record_epoch(full, exponential_losses(n))
         figures["checkpoint_open_full"] = checkpoint_bytes(full) / n
     return figures

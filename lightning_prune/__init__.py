@@ -1,25 +1,36 @@
 """Dynamic data pruning for PyTorch Lightning: add one callback, train on less data."""
 
-from lightning_prune.analysis.monitor import PruningMonitor
-from lightning_prune.callback import PruningCallback
-from lightning_prune.methods.alignprune import AlignPrune
-from lightning_prune.methods.batch_loss_score import BatchLossScore
-from lightning_prune.methods.divbs import DivBS
-from lightning_prune.methods.epsilon_greedy import EpsilonGreedy
-from lightning_prune.methods.ies import IES
-from lightning_prune.methods.importance_sampling import ImportanceSampling
-from lightning_prune.methods.infobatch import InfoBatch
-from lightning_prune.methods.orderdp import OrderDP
-from lightning_prune.methods.random import RandomPruning
-from lightning_prune.methods.repb import RePB
-from lightning_prune.methods.rho_loss import RHOLoss
-from lightning_prune.methods.rs2 import RS2
-from lightning_prune.methods.selective_backprop import SelectiveBackprop
-from lightning_prune.methods.seta import SeTa
-from lightning_prune.methods.ucb import UCB
-from lightning_prune.mixin import WeightedLossMixin
-from lightning_prune.plan import Selection
-from lightning_prune.registry import ScoreRegistry
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightning_prune.core.plan import Selection
+
+try:
+    import lightning.pytorch  # noqa: F401  (only to know)
+except ImportError:  # `core` needs torch and NumPy alone; for any other name, `__getattr__` says what is missing
+    pass
+else:
+    from lightning_prune.analysis.monitor import PruningMonitor
+    from lightning_prune.methods.alignprune import AlignPrune
+    from lightning_prune.methods.batch_loss_score import BatchLossScore
+    from lightning_prune.methods.divbs import DivBS
+    from lightning_prune.methods.epsilon_greedy import EpsilonGreedy
+    from lightning_prune.methods.ies import IES
+    from lightning_prune.methods.importance_sampling import ImportanceSampling
+    from lightning_prune.methods.infobatch import InfoBatch
+    from lightning_prune.methods.orderdp import OrderDP
+    from lightning_prune.methods.random import RandomPruning
+    from lightning_prune.methods.repb import RePB
+    from lightning_prune.methods.rho_loss import RHOLoss
+    from lightning_prune.methods.rs2 import RS2
+    from lightning_prune.methods.selective_backprop import SelectiveBackprop
+    from lightning_prune.methods.seta import SeTa
+    from lightning_prune.methods.ucb import UCB
+    from lightning_prune.trainer.callback import PruningCallback
+    from lightning_prune.trainer.mixin import WeightedLossMixin
+    from lightning_prune.trainer.registry import ScoreRegistry
 
 __all__ = [
     "IES",
@@ -44,3 +55,13 @@ __all__ = [
     "WeightedLossMixin",
 ]
 __version__ = "0.1.0"
+
+_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "scoring"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        importlib.import_module("lightning.pytorch")  # it could not be imported: raise why
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,4 +164,4 @@ class Remember(Logger):
 
 
 def registry_of(trainer: L.Trainer) -> ScoreRegistry:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))
+    return ScoreRegistry.of(trainer)

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lightning_prune.cli import PruneCLI
-from lightning_prune.registry import STATE_VERSION
+from lightning_prune.core.checkpoint import STATE_VERSION
 from lightning_prune.scoring import ScoreRecorder, load_scores
 from tests import contract
 from tests.helpers import Model, PlainModel, Remember, make_loader, make_trainer, registry_of

@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_prune import InfoBatch, RandomPruning
+from lightning_prune.core.rng import make_generator
 from lightning_prune.methods.infobatch import infobatch
-from lightning_prune.rng import make_generator
 from tests import contract
 from tests.ddp_cases import CASES, run_scripted
 from tests.helpers import Model, make_loader, make_trainer, registry_of

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_prune import InfoBatch, RandomPruning, ScoreRegistry
-from lightning_prune.epoch import RunningEpoch
-from lightning_prune.mixin import StepRecord
-from lightning_prune.plan import Selection
-from lightning_prune.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.epoch import RunningEpoch
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.step import StepRecord
 from tests import kill_run
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune import InfoBatch, RandomPruning, ScoreRegistry
-from lightning_prune.mixin import WeightedLossMixin
+from lightning_prune.trainer.mixin import WeightedLossMixin
 from tests.helpers import Keep, Model, make_loader, make_trainer
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "_to_cpu", "masked_select", "unique")

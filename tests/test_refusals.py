@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
-from lightning_prune.sampler import PlanBatchSampler
+from lightning_prune.core.sampler import PlanBatchSampler
 from tests.helpers import Keep, Model, PlainModel, make_dataset, make_loader, make_trainer
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import OneCycleLR, SequentialLR, StepLR
 
 from lightning_prune import ScoreRegistry
-from lightning_prune.registry import STATE_VERSION
+from lightning_prune.core.checkpoint import STATE_VERSION
 from tests import contract
 from tests.helpers import Keep, Model, Remember, make_loader, make_trainer, registry_of
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import Selection, functional
-from lightning_prune.plan import EpochPlan, num_keep
-from lightning_prune.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.plan import EpochPlan, num_keep
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 
 quick = settings(max_examples=50, deadline=None)
 ratios = st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.75, 0.99])

@@ -22,9 +22,9 @@ from lightning_prune import (
     SeTa,
 )
 from lightning_prune.analysis import check_unbiased, limit_density, surrogate_weights, usage_histogram
+from lightning_prune.core.plan import Selection
 from lightning_prune.functional import infobatch, orderdp, orderdp_inclusion
 from lightning_prune.methods.random import random_subset
-from lightning_prune.plan import Selection
 
 EPOCHS, PARTS = 20, 5
 Method = Callable[[], PruningCallback]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_prune import RePB, ScoreRegistry, Selection
-from lightning_prune.epoch import EpochRecord
+from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.methods.repb import _CHANCE
 
 

@@ -12,10 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune import _trainer, probe
-from lightning_prune.mixin import Probed, StepRecord, WeightedLossMixin, wrong_length
-from lightning_prune.plan import Selection
-from lightning_prune.rng import isolated_rng
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import isolated_rng
+from lightning_prune.core.step import ABSENT, Probed, StepRecord, wrong_length
+from lightning_prune.trainer import private, probe
+from lightning_prune.trainer.mixin import WeightedLossMixin
 
 
 def gradient_alignment(pruned: Tensor, full: Tensor) -> tuple[float, float]:
@@ -78,15 +79,15 @@ def sample_gradients(
     takes_index = len(inspect.signature(type(module).training_step).parameters) > 2  # self and the batch are two
     with isolated_rng(seed):
         start = 0
-        for i, batch in enumerate(_trainer.subset_loader(loader, own.tolist()) if len(own) else []):
-            batch = _trainer.to_device(trainer, batch)
-            with _trainer.forward_context(trainer):
-                losses, present = _attached_losses(module, batch, *((i,) if takes_index else ()))
+        for i, batch in enumerate(private.subset_loader(loader, own.tolist()) if len(own) else []):
+            batch = private.to_device(trainer, batch)
+            with private.forward_context(trainer):
+                losses = _attached_losses(module, batch, *((i,) if takes_index else ()))
             batch_ids = own[start : start + len(losses)].to(device)
             start += len(losses)
             if len(batch_ids) != len(losses):
                 raise ValueError(wrong_length(len(losses), len(batch_ids)))
-            counted = losses.detach().isfinite() if present is None else losses.detach().isfinite() & present
+            counted = losses.detach().isfinite() & (losses.detach() != ABSENT)
             kept = counted & chosen[batch_ids]
             pruned_loss = (losses[kept].float() * weights[batch_ids[kept]]).sum()
             for row, loss in zip(sums, (pruned_loss, losses[counted].float().sum()), strict=True):
@@ -107,27 +108,16 @@ def _gradient(loss: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
     )
 
 
-class _AttachedRecord(StepRecord):
-    """A record that also keeps the losses with their graph."""
-
-    attached: Tensor
-    present: Tensor | None
-
-    def record(self, losses: Tensor, present: Tensor | None, *rest: Any) -> None:
-        super().record(losses, present, *rest)
-        self.attached, self.present = losses, present
-
-
-def _attached_losses(module: LightningModule, batch: Any, *args: Any) -> tuple[Tensor, Tensor | None]:
-    """Return a batch's losses ``(B,)`` with their graph, and which count, as `probe.probe` finds them without."""
-    step = _AttachedRecord()
+def _attached_losses(module: LightningModule, batch: Any, *args: Any) -> Tensor:
+    """Return a batch's losses ``(B,)`` with their graph, as `probe.probe` finds them without."""
+    step = StepRecord(detach=False)
     if isinstance(module, WeightedLossMixin):
         before, module._pruning_step, step.probing = module._pruning_step, step, True
         try:
             with probe.evaluating(module), torch.enable_grad():
                 type(module).training_step(module, batch, *args)
         except Probed:
-            return step.attached, step.present
+            return step.recorded_losses
         finally:
             module._pruning_step = before
     raise MisconfigurationException(

@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_prune._checks import check_int
 from lightning_prune.analysis.gradients import gradient_alignment, sample_gradients
 from lightning_prune.analysis.selections import class_kept_share, jaccard, noise_ratio, score_summary
-from lightning_prune.mixin import WeightedLossMixin
-from lightning_prune.registry import ScoreRegistry
-from lightning_prune.rng import make_generator, permutation
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.rng import make_generator, permutation
+from lightning_prune.trainer.mixin import WeightedLossMixin
+from lightning_prune.trainer.registry import ScoreRegistry
 
 STATE_VERSION = 1
 _MOST_CLASSES = 20
@@ -126,8 +126,8 @@ class PruningMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look the dataset's labels up."""
-        registry = self._registry(trainer)
-        dataset = registry._planned_loader.original.dataset
+        registry = ScoreRegistry.of(trainer)
+        dataset = registry.planned_loader.original.dataset
         self._classes = None if self.targets is None else dataset_column(dataset, self.targets).long().cpu()
         self._flips = None if self.flipped is None else dataset_column(dataset, self.flipped).bool().cpu()
         if self.clean_targets is not None and self._classes is not None:
@@ -135,12 +135,12 @@ class PruningMonitor(Callback):
         self.history = []
         if registry.epoch == 0:
             self._logged, self._selected = -1, {}
-        if registry._running is not None:  # resumed in mid-epoch: this epoch's start has passed
+        if registry.session.running is not None:  # resumed in mid-epoch: this epoch's start has passed
             self._note_selection(registry)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the selection, which the registry, first in the list of callbacks, has made."""
-        self._note_selection(self._registry(trainer))
+        self._note_selection(ScoreRegistry.of(trainer))
 
     def _note_selection(self, registry: ScoreRegistry) -> None:
         if registry.selection is not None:
@@ -149,7 +149,7 @@ class PruningMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log; the registry has closed the epoch."""
-        registry = self._registry(trainer)
+        registry = ScoreRegistry.of(trainer)
         epoch = registry.epoch - 1
         if epoch == self._logged:  # called once more, after a resume from an epoch's end
             return
@@ -172,9 +172,9 @@ class PruningMonitor(Callback):
     ) -> dict[str, float]:
         selection = registry.selection
         assert selection is not None  # noqa: S101  (narrowing)
-        generator = make_generator(registry._seed, epoch, "monitor")
+        generator = make_generator(registry.session.seed, epoch, "monitor")
         ids = permutation(registry.num_samples, generator)[: self.gradient_samples].long()
-        loader = registry._planned_loader.original
+        loader = registry.planned_loader.original
         seed = generator.initial_seed()
         pruned, full = sample_gradients(trainer, pl_module, loader, ids, selection, seed=seed)
         cosine, ratio = gradient_alignment(pruned, full)
@@ -196,10 +196,6 @@ class PruningMonitor(Callback):
             epoch: torch.from_numpy(np.flatnonzero(np.unpackbits(bits.cpu().numpy())))
             for epoch, bits in state_dict["selected"].items()
         }
-
-    @staticmethod
-    def _registry(trainer: Trainer) -> ScoreRegistry:
-        return next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))  # type: ignore[attr-defined]
 
 
 def _usage(counts: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_scores
+from lightning_prune.core.checks import check_int, check_scores
 
 PERCENTILES = (5, 25, 50, 75, 95)
 

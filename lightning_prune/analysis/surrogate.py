@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import resolve_generator
 from lightning_prune.methods.orderdp import orderdp_inclusion
-from lightning_prune.plan import Selection
-from lightning_prune.rng import resolve_generator
 
 
 def surrogate_weights(num_samples: int, explore_size: int, exploit_size: int) -> Tensor:

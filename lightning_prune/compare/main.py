@@ -38,7 +38,7 @@ from lightning_prune.compare.settings import (
     measured_curve,
     solve,
 )
-from lightning_prune.export import atomic_write
+from lightning_prune.core.export import atomic_write
 
 FULL = "full data"
 PILOT = "pilot of "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_prune.export import atomic_write
+from lightning_prune.core.export import atomic_write
 
 COLUMNS = ("method", "asked to save", "runs", "{metric}", "saved", "wall time", "speed-up", "ideal", "efficiency")
 

@@ -12,8 +12,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_prune.cli import PruneCLI
-from lightning_prune.export import atomic_write
-from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.export import atomic_write
+from lightning_prune.trainer.registry import ScoreRegistry
 
 
 class _Stopwatch(Callback):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_prune._checks import check_ratio
-from lightning_prune.rng import resolve_generator
+from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.rng import resolve_generator
 
 
 class GaussianNoise(nn.Module):

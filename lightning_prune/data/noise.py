@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_int, check_ratio
-from lightning_prune.rng import resolve_generator
+from lightning_prune.core.checks import check_choice, check_int, check_ratio
+from lightning_prune.core.rng import resolve_generator
 
 CIFAR10_TWO_WAY = (2, 9, 0, 5, 7, 3, 8, 4, 6, 1)
 """Class that a CIFAR-10 class turns into: 0 <-> 2, 4 <-> 7, 1 <-> 9, 3 <-> 5, 6 <-> 8."""

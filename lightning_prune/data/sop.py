@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_prune._checks import check_int, check_number
-from lightning_prune.rng import resolve_generator
+from lightning_prune.core.checks import check_int, check_number
+from lightning_prune.core.rng import resolve_generator
 from lightning_prune.scoring._inputs import check_matrix, check_targets
 
 _SMALL = 1e-4

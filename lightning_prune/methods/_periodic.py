@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio
-from lightning_prune._dispatch import is_finite
-from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import surely_finite
-from lightning_prune.plan import Selection, num_keep
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.arrays import is_finite
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.stats import surely_finite
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
 
 _CHOSEN = "chosen"
 
@@ -78,25 +74,25 @@ class PeriodicPruning(PruningCallback):
         self.every_n_epochs = every_n_epochs
         self.smoothing = smoothing
 
-    def choose(self, registry: ScoreRegistry, k: int, generator: torch.Generator) -> Selection:
+    def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Return ``k`` samples, unweighted."""
         raise NotImplementedError
 
-    def update(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def update(self, registry: SampleTable, record: EpochRecord) -> None:
         """Take the losses of an epoch into the statistics."""
         raise NotImplementedError
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the choice in force."""
         registry.add_column(_CHOSEN, fill=True, dtype=torch.bool)
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Choose anew if it is time, else return the choice in force."""
         if not self._chooses(epoch):
             return Selection.from_mask(registry.column(_CHOSEN))
         return self.choose(registry, num_keep(registry.num_samples, 1 - self.prune_ratio), generator)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Update the statistics, and note a new choice."""
         self.update(registry, record)
         if self._chooses(registry.epoch):

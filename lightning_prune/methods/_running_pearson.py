@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune._dispatch import is_finite
+from lightning_prune.core.arrays import is_finite
 
 NUM_SUMS = 7
 """Per sample, over the observed epochs of the window: 1, y, y², x, xy, x²; and x² of all that has entered."""

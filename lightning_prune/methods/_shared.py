@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 import torch
 from torch import Tensor
 
-from lightning_prune._dispatch import count_true, is_finite, is_less
-
-if TYPE_CHECKING:
-    from lightning_prune.mixin import StepRecord
-
-_CHUNK = 1 << 16
-"""Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
+from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
 
 
-def double_sum(values: Tensor) -> Tensor:
-    """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor."""
-    return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(values, _CHUNK)]).sum()
-
-
-def finite_mean(scores: Tensor) -> Tensor:
-    """Return the float64 mean of the finite scores, a 0-d tensor; NaN if there is none.
-
-    In float32 the mean of equal values can lie above all of them, which would mark every sample as easy.
-    """
-    total = double_sum(scores)
-    if bool(total.isfinite()):  # then so is every score: a float64 sum of float32 values does not overflow
-        return total / len(scores)
-    finite = is_finite(scores)
-    return scores.nan_to_num(0, 0, 0).sum(dtype=torch.float64) / count_true(finite)
-
-
-def below(scores: Tensor, threshold: Tensor) -> Tensor:
-    """Return where finite scores lie strictly below a 0-d float64 threshold, exactly, without a float64 copy of them.
+def num_pruning_epochs(max_epochs: int, anneal_ratio: float) -> int:
+    """Return how many epochs of the run may prune: epoch e (from 0) does if ``e + 1 <= max_epochs * anneal_ratio``.
 
     Example:
-        >>> below(torch.tensor([1.0, 2.0, -torch.inf, torch.nan]), torch.tensor(1.5, dtype=torch.float64))
-        tensor([ True, False, False, False])
+        >>> [num_pruning_epochs(e, 0.875) for e in (200, 100, 90, 10)]
+        [175, 87, 78, 8]
     """
-    bound = threshold.to(scores.dtype)
-    above = torch.nextafter(bound, torch.full_like(bound, torch.inf))
-    bound = torch.where(bound < threshold, above, bound)  # the least score that is not below the threshold
-    low = is_less(scores, bound)
-    return low if bool(scores.amin() > -torch.inf) else low & (scores > -torch.inf)  # a NaN makes the least one NaN
+    return math.floor(max_epochs * anneal_ratio + 1e-9)
 
 
-def surely_finite(scores: Tensor) -> bool:
-    """Return whether the sum of the scores is finite, and so is each; without a temporary."""
-    return bool(scores.sum().isfinite())
+def is_annealing(registry: SampleTable, epoch: int, anneal_ratio: float) -> bool:
+    """Return whether ``epoch`` belongs to the last part of the run, which trains without pruning.
 
-
-def count_nonfinite(scores: Tensor) -> int:
-    """Return how many scores are NaN or infinite."""
-    if surely_finite(scores):
-        return 0
-    return len(scores) - count_true(is_finite(scores))
-
-
-def infinite_where_nonfinite(scores: Tensor) -> Tensor:
-    """Return scores ``(n,)`` with NaN and infinite ones at +inf: first, for rules that keep the highest."""
-    return scores if surely_finite(scores) else scores.nan_to_num(torch.inf, torch.inf, torch.inf)
+    Runs limited by ``max_epochs`` are divided by epochs; runs limited by ``max_steps``, by optimizer steps done at the
+    epoch's start. A run without a limit never anneals.
+    """
+    check_ratio("anneal_ratio", anneal_ratio, closed_high=True)
+    if registry.max_epochs is not None and epoch >= num_pruning_epochs(registry.max_epochs, anneal_ratio):
+        return True
+    return registry.max_steps is not None and registry.global_step >= registry.max_steps * anneal_ratio
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune._dispatch import partition, sort_rows
-from lightning_prune.methods._shared import double_sum
+from lightning_prune.core.arrays import partition, sort_rows
+from lightning_prune.core.stats import double_sum
 
 
 def water_fill(importance: Tensor, budget: Tensor) -> Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from lightning_prune._checks import check_int
-from lightning_prune.callback import PruningCallback
-
-if TYPE_CHECKING:
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
 
 
 class ScoreWrapper(PruningCallback):
@@ -54,7 +50,7 @@ class ScoreWrapper(PruningCallback):
         self.record_names = base.record_names
         self.weighs_losses = base.weighs_losses
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the base's state."""
         self.base.setup_columns(registry)
 
@@ -62,6 +58,6 @@ class ScoreWrapper(PruningCallback):
         """Return what the base records."""
         return self.base.per_sample(step)
 
-    def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
+    def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Return what the base logs."""
         return self.base.metrics(registry)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_int
-from lightning_prune._dispatch import is_finite, lowest
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.arrays import is_finite, lowest
+from lightning_prune.core.checks import check_choice, check_int
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.stats import count_nonfinite, finite_mean, surely_finite
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._running_pearson import NUM_SUMS, make_sums, only_observed, slide
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, surely_finite
 from lightning_prune.methods._wrapper import ScoreWrapper
-from lightning_prune.plan import Selection
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.registry import ScoreRegistry
 
 _LOSSES = "align_losses"
 _SUMS = "align_sums"
@@ -308,7 +308,7 @@ class AlignPrune(ScoreWrapper):
                 )
             self._loader = hook()
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the ring of losses, the reference's and the scores."""
         n, last = registry.num_samples, registry.max_epochs
         if isinstance(self.reference, list) and max(self.reference) >= n:
@@ -330,8 +330,7 @@ class AlignPrune(ScoreWrapper):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the reference metric, averaged over ranks."""
-        step = pl_module.__dict__.get("_pruning_step")
-        if self._metric is None or trainer.sanity_checking or step is None:
+        if self._metric is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         value = trainer.callback_metrics.get(self._metric)
         if value is None:
@@ -341,12 +340,12 @@ class AlignPrune(ScoreWrapper):
                 f"{logged}. Name one of these, or use `reference='self'`."
             )
         mean = trainer.strategy.reduce(value.detach().clone().double(), reduce_op="mean")
-        step.registry.state[_METRIC].copy_(mean)
+        ScoreRegistry.of(trainer).state[_METRIC].copy_(mean)
 
-    def _in_force(self, registry: ScoreRegistry) -> bool:
+    def _in_force(self, registry: SampleTable) -> bool:
         return int(registry.state[_EPOCHS]) >= self.window
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Let the base select by alignment, and add the undecided."""
         if not self._in_force(registry):
             return self.base.select(registry, epoch, generator)
@@ -363,7 +362,7 @@ class AlignPrune(ScoreWrapper):
         )
         return replace(everyone, weights=weights.index_select(0, everyone.indices))
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Record the epoch's losses and the reference's; score, once there is a window of them."""
         ring, references = registry.column(_LOSSES), registry.state[_REFERENCE]
         slot = registry.epoch % self.window
@@ -392,7 +391,7 @@ class AlignPrune(ScoreWrapper):
             scores.copy_(_alignment(ring, references, self.correlation, self.min_observed))
         self.base.on_epoch_recorded(registry.replace_scores(scores), record)
 
-    def _recorded_losses(self, registry: ScoreRegistry, record: EpochRecord) -> tuple[Tensor, Tensor | None]:
+    def _recorded_losses(self, registry: SampleTable, record: EpochRecord) -> tuple[Tensor, Tensor | None]:
         """Return the losses ``(n,)`` of the epoch that ends, and which of them count; None: all that are finite."""
         if self.missing == "hold":
             return registry.losses, None
@@ -400,7 +399,7 @@ class AlignPrune(ScoreWrapper):
             return registry.losses, registry.selected
         return torch.full_like(registry.losses, torch.nan).scatter_(0, record.indices, record.losses), None
 
-    def _reference_loss(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
+    def _reference_loss(self, registry: SampleTable, record: EpochRecord) -> Tensor:
         """Return the reference's loss in the epoch that ends, a 0-d float64 tensor; NaN: unknown."""
         if self._metric is not None:
             metric = registry.state[_METRIC].clone()
@@ -417,7 +416,7 @@ class AlignPrune(ScoreWrapper):
             return losses.new_full((), torch.nan, dtype=torch.float64)
         return finite_mean(lowest(losses, max(1, len(losses) // 2)))
 
-    def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
+    def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Log the reference's loss and the share of undecided samples, beside what the base logs."""
         reference = registry.state[_REFERENCE][registry.epoch % self.window]
         own: dict[str, float | Tensor] = {"align_reference": reference.float()}

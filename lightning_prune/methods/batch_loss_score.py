@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_ratio
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.step import ABSENT, StepRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._wrapper import ScoreWrapper
-from lightning_prune.mixin import ABSENT
-from lightning_prune.plan import Selection
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _COLUMN = "batch_loss_score"
 
@@ -75,16 +70,16 @@ class BatchLossScore(ScoreWrapper):
         self.smoothing = smoothing
         self.record_names = (_COLUMN, *base.record_names)
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the scores; NaN: never visited."""
         registry.add_column(_COLUMN, fill=torch.nan)
         super().setup_columns(registry)
 
     def missing_losses(self, step: StepRecord) -> Tensor | None:
         """Take the step's scalar loss for that of each of its samples."""
-        if step.batch_loss is None or step.registry is None:
+        if step.batch_loss is None or step.running is None:
             return None
-        return step.batch_loss.float().expand(step.registry.running.step_length)
+        return step.batch_loss.float().expand(step.running.step_length)
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return the batch's mean loss for each of its samples that has one."""
@@ -93,11 +88,11 @@ class BatchLossScore(ScoreWrapper):
         mean = (losses * present).sum() / present.sum()
         return {_COLUMN: mean.expand(len(losses)), **super().per_sample(step)}
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Let the base select by the scores."""
         return self.base.select(registry.replace_scores(registry.column(_COLUMN)), epoch, generator)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Smooth the scores of the epoch's samples; a batch whose loss is not finite changes nothing."""
         scores = registry.column(_COLUMN)
         new, old = record.extra[_COLUMN], scores.index_select(0, record.indices)

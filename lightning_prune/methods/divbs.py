@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.plan import num_keep
+from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import output_grads
-from lightning_prune.plan import num_keep
-from lightning_prune.rng import resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _EXHAUSTED = 1e-10
 """Share of the mean squared norm below which what is left of the gradients counts as nothing."""
@@ -142,7 +138,7 @@ class DivBS(PruningCallback):
         check_ratio("prune_ratio", prune_ratio)
         self.prune_ratio = prune_ratio
 
-    def picks_now(self, registry: ScoreRegistry, epoch: int, batch_idx: int) -> bool:
+    def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether there is anything to leave out."""
         return self.prune_ratio > 0
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio, check_scores
-from lightning_prune._dispatch import count_true, ids_of, kth_lowest
+from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
+from lightning_prune.core.checks import check_int, check_ratio, check_scores
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import permutation, resolve_generator
+from lightning_prune.core.stats import infinite_where_nonfinite
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown, moving_average
-from lightning_prune.methods._shared import infinite_where_nonfinite
-from lightning_prune.plan import Selection
-from lightning_prune.rng import permutation, resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.registry import ScoreRegistry
 
 _MEAN = "epsilon_greedy_mean"
 
@@ -131,17 +127,17 @@ class EpsilonGreedy(PeriodicPruning):
         check_ratio("epsilon", epsilon, closed_high=True)
         self.epsilon = epsilon
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the average losses, NaN: none yet."""
         super().setup_columns(registry)
         registry.add_column(_MEAN, fill=torch.nan)
 
-    def choose(self, registry: ScoreRegistry, k: int, generator: torch.Generator) -> Selection:
+    def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Choose by the average losses."""
         scores = first_where_unknown(registry.column(_MEAN), registry.losses)
         return epsilon_greedy(scores, k, self.epsilon, generator=generator)
 
-    def update(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def update(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the averages of the trained samples."""
         mean = registry.column(_MEAN)
         moved = moving_average(mean.index_select(0, record.indices), record.losses, self.smoothing)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_number
-from lightning_prune._dispatch import ids_of
-from lightning_prune.callback import PruningCallback
-from lightning_prune.plan import Selection
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.checks import check_int, check_number
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
 
 _COLUMN = "ies_losses"
 
@@ -115,11 +111,11 @@ class IES(PruningCallback):
         self.threshold = threshold
         self.moving_average = moving_average
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare a ring of the last losses; NaN: missing."""
         registry.add_column(_COLUMN, fill=torch.nan, slots=self.moving_average + 3)
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Leave out what is mastered."""
         ring = registry.column(_COLUMN)
         oldest_first = [ring[(epoch + i) % len(ring)] for i in range(len(ring))]
@@ -128,7 +124,7 @@ class IES(PruningCallback):
             mastered[registry.losses.argmax()] = False
         return Selection.from_mask(~mastered)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Record the epoch's losses, and those of the skipped samples from a forward pass."""
         slot = registry.column(_COLUMN)[registry.epoch % (self.moving_average + 3)]
         slot.fill_(torch.nan).scatter_(0, record.indices, record.losses)

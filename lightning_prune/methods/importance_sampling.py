@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio, check_scores
-from lightning_prune._dispatch import count_true, ids_of, is_finite
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.arrays import count_true, ids_of, is_finite
+from lightning_prune.core.checks import check_int, check_ratio, check_scores
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.plan import num_keep as count_kept
+from lightning_prune.core.rng import permutation, resolve_generator
+from lightning_prune.core.stats import count_nonfinite, finite_mean
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import first_where_unknown, moving_average
-from lightning_prune.methods._shared import count_nonfinite, finite_mean, output_grad_norm
+from lightning_prune.methods._shared import output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
-from lightning_prune.plan import Selection
-from lightning_prune.plan import num_keep as count_kept
-from lightning_prune.rng import permutation, resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _IMPORTANCE = "importance"
 _LEAST_FLOOR = 1e-6
@@ -183,7 +181,7 @@ class ImportanceSampling(PruningCallback):
         self.smoothing = smoothing
         self.floor = floor
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the importance; NaN: none yet."""
         registry.add_column(_IMPORTANCE, fill=torch.nan)
 
@@ -193,7 +191,7 @@ class ImportanceSampling(PruningCallback):
             return {_IMPORTANCE: step.recorded_losses}
         return {_IMPORTANCE: output_grad_norm(step, "ImportanceSampling")}
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw by importance, and weigh by the inverse of the chance."""
         k = count_kept(registry.num_samples, 1 - self.prune_ratio)
         if epoch == 0 or k == registry.num_samples:
@@ -204,7 +202,7 @@ class ImportanceSampling(PruningCallback):
         drawn = Selection.from_mask(_systematic_mask(inclusion, generator))
         return replace(drawn, weights=inclusion.index_select(0, drawn.indices).reciprocal_().float())
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the importance of the trained samples."""
         importance = registry.column(_IMPORTANCE)
         new = record.extra[_IMPORTANCE].clamp(min=0)

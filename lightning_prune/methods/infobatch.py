@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_ratio, check_scores
-from lightning_prune._dispatch import count_true
-from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import below, finite_mean
-from lightning_prune.plan import Selection, random_submask
-from lightning_prune.rng import resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.arrays import count_true
+from lightning_prune.core.checks import check_choice, check_ratio, check_scores
+from lightning_prune.core.plan import Selection, random_submask
+from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.stats import below, finite_mean
+from lightning_prune.core.table import SampleTable
+from lightning_prune.methods._shared import is_annealing
+from lightning_prune.trainer.callback import PruningCallback
 
 
 def infobatch(
@@ -123,7 +122,7 @@ class InfoBatch(PruningCallback):
         self.anneal_ratio = anneal_ratio
         self.mode = mode
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Prune by the registry's scores, or keep everything in the annealing phase."""
         if is_annealing(registry, epoch, self.anneal_ratio):
             return Selection.all(registry.num_samples, registry.scores.device)

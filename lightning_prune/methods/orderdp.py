@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio, check_scores
-from lightning_prune._dispatch import count_true, ids_of, kth_lowest
-from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import infinite_where_nonfinite
-from lightning_prune.plan import Selection, num_keep, random_submask
-from lightning_prune.rng import resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
+from lightning_prune.core.checks import check_int, check_ratio, check_scores
+from lightning_prune.core.plan import Selection, num_keep, random_submask
+from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.stats import infinite_where_nonfinite
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
 
 
 def orderdp(
@@ -141,7 +137,7 @@ class OrderDP(PruningCallback):
         self.explore_ratio = explore_ratio
         self.exploit_ratio = exploit_ratio
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw this epoch's candidates and keep the hardest."""
         explore_size = num_keep(registry.num_samples, self.explore_ratio)
         return orderdp(registry.scores, explore_size, num_keep(explore_size, self.exploit_ratio), generator=generator)

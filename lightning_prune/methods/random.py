@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_prune._checks import check_int, check_ratio
-from lightning_prune.callback import PruningCallback
-from lightning_prune.plan import Selection, num_keep, random_submask
-from lightning_prune.rng import resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.plan import Selection, num_keep, random_submask
+from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
 
 
 def random_subset(num_samples: int, k: int, *, generator: torch.Generator | None = None) -> Selection:
@@ -67,7 +64,7 @@ class RandomPruning(PruningCallback):
         self.ranks_by_scores = False
         self.weighs_losses = rescale
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw this epoch's subset."""
         n = registry.num_samples
         selection = random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)

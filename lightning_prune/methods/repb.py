@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_int, check_number, check_ratio, check_scores
-from lightning_prune._dispatch import count_true, ids_of, is_finite
-from lightning_prune.callback import PruningCallback
-from lightning_prune.methods._shared import output_grad_norm, surely_finite
+from lightning_prune.core.arrays import count_true, ids_of, is_finite
+from lightning_prune.core.checks import check_choice, check_int, check_number, check_ratio, check_scores
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.stats import surely_finite
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
+from lightning_prune.methods._shared import output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.methods._windows import Judge, judge_windows, window_runs
-from lightning_prune.plan import Selection
-from lightning_prune.rng import resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _CHANCE = "repb_chance"
 _RATIO = "repb_ratio"
@@ -268,7 +267,7 @@ class RePB(PruningCallback):
             self.record_names = ("grad_norm",)
             self.ranks_by_scores = False
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare each sample's chance to be in the next epoch."""
         registry.add_column(_CHANCE, fill=1.0)
         registry.add_state(_RATIO, torch.tensor(self.prune_ratio))
@@ -277,7 +276,7 @@ class RePB(PruningCallback):
         """Return the gradient norms, if they are the score."""
         return {"grad_norm": output_grad_norm(step, "RePB(score='grad_norm')")} if self.score == "grad_norm" else {}
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Throw each sample's coin, and weigh those that are in by their attendance."""
         chance = registry.column(_CHANCE)
         coins = torch.rand(len(chance), generator=generator).to(chance.device)
@@ -291,7 +290,7 @@ class RePB(PruningCallback):
             weights = weights.where(registry.losses.index_select(0, kept.indices).isfinite(), 1)
         return replace(kept, weights=weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Set each sample's chance to be in the next epoch, from its window in this one."""
         if len(record.indices) == 0:
             return
@@ -307,7 +306,7 @@ class RePB(PruningCallback):
             chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
         registry.state[_RATIO].fill_(ratio)
 
-    def _scores(self, registry: ScoreRegistry, record: EpochRecord) -> Tensor:
+    def _scores(self, registry: SampleTable, record: EpochRecord) -> Tensor:
         """Return the scores ``(m,)`` of the recorded samples."""
         if self.score == "grad_norm":
             return record.extra["grad_norm"]
@@ -337,6 +336,6 @@ class RePB(PruningCallback):
         candidates = max(num_low + num_samples - num_trained, 1)
         return min(drop * num_samples / candidates, (1 + steady) / 2)
 
-    def metrics(self, registry: ScoreRegistry) -> dict[str, float | Tensor]:
+    def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Log the probability in force."""
         return {_RATIO: registry.state[_RATIO]}

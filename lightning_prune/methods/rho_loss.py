@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune._checks import check_ratio
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.plan import num_keep
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import random_order
-from lightning_prune.plan import num_keep
-
-if TYPE_CHECKING:
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _COLUMN = "irreducible_losses"
 
@@ -85,7 +82,7 @@ class RHOLoss(PruningCallback):
         self.prune_ratio = prune_ratio
         self.irreducible_losses = str(irreducible_losses)
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Read the file; on resume, keep what the checkpoint holds."""
         if registry.has_column(_COLUMN):
             return
@@ -93,7 +90,7 @@ class RHOLoss(PruningCallback):
         registry.add_column(_COLUMN)
         registry.column(_COLUMN).copy_(losses)
 
-    def picks_now(self, registry: ScoreRegistry, epoch: int, batch_idx: int) -> bool:
+    def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether there is anything to leave out."""
         return self.prune_ratio > 0
 

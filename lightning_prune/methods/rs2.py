@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.rng import make_generator, permutation
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods.random import random_subset
-from lightning_prune.plan import Selection, num_keep
-from lightning_prune.rng import make_generator, permutation
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _SEED = "rs2_seed"
 
@@ -128,11 +124,11 @@ class RS2(PruningCallback):
         self.prune_ratio = prune_ratio
         self.replacement = replacement
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Note the seed: a resumed run goes on with the permutations that it was started with."""
         registry.add_state(_SEED, torch.tensor(self.resolved_seed))
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Return the block of this epoch."""
         n = registry.num_samples
         k = num_keep(n, 1 - self.prune_ratio)

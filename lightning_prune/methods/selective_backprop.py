@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio
-from lightning_prune.callback import PruningCallback
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.plan import num_keep
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import random_order, weighted_draw
-from lightning_prune.plan import num_keep
-
-if TYPE_CHECKING:
-    from lightning_prune.mixin import StepRecord
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 
 def selective_backprop_probs(num_samples: int, keep_ratio: float) -> Tensor:
@@ -107,7 +103,7 @@ class SelectiveBackprop(PruningCallback):
         self.end = end
         self.interrupt = interrupt
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Refuse a run without an end, of which there is no middle part."""
         if registry.max_epochs is None and registry.max_steps is None:
             raise MisconfigurationException(
@@ -115,7 +111,7 @@ class SelectiveBackprop(PruningCallback):
                 "`end` of it, but neither `max_epochs` nor `max_steps` is set. Set one of them."
             )
 
-    def picks_now(self, registry: ScoreRegistry, epoch: int, batch_idx: int) -> bool:
+    def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether the run is in its middle part and this batch is not one of the full ones."""
         full = self.interrupt > 0 and (batch_idx + 1) % self.interrupt == 0
         return self.prune_ratio > 0 and not full and self.start <= registry.progress < self.end

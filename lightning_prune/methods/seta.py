@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_int, check_ratio, check_scores
-from lightning_prune._dispatch import ids_of, is_finite, sort_rows
-from lightning_prune.callback import PruningCallback, is_annealing
-from lightning_prune.methods._shared import count_nonfinite
+from lightning_prune.core.arrays import ids_of, is_finite, sort_rows
+from lightning_prune.core.checks import check_int, check_ratio, check_scores
+from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.rng import permutation, resolve_generator
+from lightning_prune.core.stats import count_nonfinite
+from lightning_prune.core.table import SampleTable
+from lightning_prune.methods._shared import is_annealing
 from lightning_prune.methods.random import random_subset
-from lightning_prune.plan import Selection, num_keep
-from lightning_prune.rng import permutation, resolve_generator
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.trainer.callback import PruningCallback
 
 _CELLS = 128
 """Cells of equal count, and as many of equal width, among whose borders the best grouping is searched exactly."""
@@ -239,7 +236,7 @@ class SeTa(PruningCallback):
         self.window_scale = window_scale
         self.anneal_ratio = anneal_ratio
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Keep the window's groups, or in the annealing phase a random subset."""
         if is_annealing(registry, epoch, self.anneal_ratio):
             n = registry.num_samples

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_number, check_ratio, check_scores
-from lightning_prune._dispatch import is_finite
+from lightning_prune.core.arrays import is_finite
+from lightning_prune.core.checks import check_number, check_ratio, check_scores
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.stats import surely_finite
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
-from lightning_prune.methods._shared import surely_finite
 from lightning_prune.methods.epsilon_greedy import epsilon_greedy
-from lightning_prune.plan import Selection
-
-if TYPE_CHECKING:
-    from lightning_prune.epoch import EpochRecord
-    from lightning_prune.registry import ScoreRegistry
 
 _MEAN = "ucb_mean"
 _VAR = "ucb_var"
@@ -127,18 +124,18 @@ class UCB(PeriodicPruning):
         check_number("confidence", confidence, "a finite number >= 0", 0 <= confidence < math.inf)
         self.confidence = confidence
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Declare the averages of the loss (NaN: none yet) and of its squared distance from it."""
         super().setup_columns(registry)
         registry.add_column(_MEAN, fill=torch.nan)
         registry.add_column(_VAR)
 
-    def choose(self, registry: ScoreRegistry, k: int, generator: torch.Generator) -> Selection:
+    def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Choose the highest bounds."""
         bounds = torch.add(registry.column(_MEAN), registry.column(_VAR), alpha=self.confidence)
         return epsilon_greedy(first_where_unknown(bounds, registry.losses), k, 0.0, generator=generator)
 
-    def update(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def update(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the averages of the trained samples."""
         if len(record.indices) == 0:
             return

@@ -12,24 +12,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune._checks import check_choice
-from lightning_prune._trainer import get_callbacks
-from lightning_prune.callback import PruningCallback
-from lightning_prune.mixin import ABSENT
-from lightning_prune.registry import ScoreRegistry
-from lightning_prune.scoring.aum import AUM
-from lightning_prune.scoring.dual import DUAL
-from lightning_prune.scoring.dynunc import DynUnc
-from lightning_prune.scoring.el2n import EL2N
-from lightning_prune.scoring.entropy import Entropy
-from lightning_prune.scoring.forgetting import Forgetting
-from lightning_prune.scoring.grand import GraNd
-from lightning_prune.scoring.least_confidence import LeastConfidence
-from lightning_prune.scoring.margin import Margin
+from lightning_prune.core.checks import check_choice
+from lightning_prune.core.step import ABSENT
 from lightning_prune.scoring.score_file import save_scores
-from lightning_prune.scoring.small_loss import SmallLoss
-from lightning_prune.scoring.tdds import TDDS
-from lightning_prune.scoring.tracker import Batch, Tracker
+from lightning_prune.scoring.trackers.aum import AUM
+from lightning_prune.scoring.trackers.dual import DUAL
+from lightning_prune.scoring.trackers.dynunc import DynUnc
+from lightning_prune.scoring.trackers.el2n import EL2N
+from lightning_prune.scoring.trackers.entropy import Entropy
+from lightning_prune.scoring.trackers.forgetting import Forgetting
+from lightning_prune.scoring.trackers.grand import GraNd
+from lightning_prune.scoring.trackers.least_confidence import LeastConfidence
+from lightning_prune.scoring.trackers.margin import Margin
+from lightning_prune.scoring.trackers.small_loss import SmallLoss
+from lightning_prune.scoring.trackers.tdds import TDDS
+from lightning_prune.scoring.trackers.tracker import Batch, Tracker
+from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.private import get_callbacks
+from lightning_prune.trainer.registry import ScoreRegistry
 
 TRACKERS: dict[str, type[Tracker]] = {
     cls.__name__: cls

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_int, check_scores
-from lightning_prune.export import atomic_write
+from lightning_prune.core.checks import check_choice, check_int, check_scores
+from lightning_prune.core.export import atomic_write
 
 FORMAT_VERSION = 1
 Keep = Literal["high", "low", "middle"]

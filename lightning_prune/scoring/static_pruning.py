@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_prune._checks import check_choice, check_ratio
-from lightning_prune.callback import PruningCallback
-from lightning_prune.plan import Selection, num_keep
-from lightning_prune.rng import make_generator
+from lightning_prune.core.checks import check_choice, check_ratio
+from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.rng import make_generator
+from lightning_prune.core.table import SampleTable
 from lightning_prune.scoring._inputs import check_targets
-from lightning_prune.scoring.beta_sampling import beta_sampling
-from lightning_prune.scoring.ccs import ccs
 from lightning_prune.scoring.score_file import ScoreFile, has_weights, load_scores
-from lightning_prune.scoring.selectors import select_middle, select_per_class, select_top
-
-if TYPE_CHECKING:
-    from lightning_prune.registry import ScoreRegistry
+from lightning_prune.scoring.selectors.beta_sampling import beta_sampling
+from lightning_prune.scoring.selectors.ccs import ccs
+from lightning_prune.scoring.selectors.rank import select_middle, select_per_class, select_top
+from lightning_prune.trainer.callback import PruningCallback
 
 _SELECTORS = ("top", "middle", "ccs", "beta")
 
@@ -99,7 +97,7 @@ class StaticPruning(PruningCallback):
         self.weighs_losses = has_weights(self.scores)
         super().setup(trainer, pl_module, stage)
 
-    def setup_columns(self, registry: ScoreRegistry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """Choose the coreset, unless a checkpoint holds it."""
         registry.add_column("coreset", dtype=torch.bool)
         coreset = registry.column("coreset")
@@ -111,7 +109,7 @@ class StaticPruning(PruningCallback):
             registry.add_column("coreset_weights")
             registry.column("coreset_weights")[chosen.indices.to(coreset.device)] = chosen.weights.to(coreset.device)
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Return the coreset."""
         chosen = Selection.from_mask(registry.column("coreset"))
         if not registry.has_column("coreset_weights"):

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_prune._checks import check_choice, check_ratio
-from lightning_prune._trainer import get_callbacks, set_callbacks
-from lightning_prune.callback import PruningCallback
-from lightning_prune.scoring.feature_scores import (
+from lightning_prune.core.checks import check_choice, check_ratio
+from lightning_prune.scoring.features.feature_scores import (
     FEATURE_METHODS,
     ONE_VISIT,
     check_parameters,
@@ -23,6 +21,8 @@ from lightning_prune.scoring.feature_scores import (
 from lightning_prune.scoring.recorder import TRACKERS, ScoreRecorder
 from lightning_prune.scoring.score_file import ScoreFile, check_path, load_scores
 from lightning_prune.scoring.summary import summarize
+from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
 
 class ScoringTrainer(Trainer):

@@ -17,7 +17,7 @@ from lightning_prune import InfoBatch, OrderDP, PruningMonitor, RandomPruning, R
 from lightning_prune.analysis import gradient_alignment, jaccard, sample_gradients
 from lightning_prune.analysis.monitor import dataset_column
 from lightning_prune.cli import main
-from lightning_prune.plan import Selection
+from lightning_prune.core.plan import Selection
 from tests.helpers import Keep, Model, PlainModel, make_dataset, make_loader, make_trainer, registry_of
 
 
@@ -140,7 +140,7 @@ def test_gradients_are_those_of_autograd():
     class Compare(Recorded):
         def on_train_epoch_end(self):
             registry = registry_of(self.trainer)
-            loader = registry._planned_loader.original
+            loader = registry.planned_loader.original
             ids = torch.arange(40)
             found["pair"] = sample_gradients(self.trainer, self, loader, ids, registry.selection, seed=0)
             x, y, _ = loader.dataset.tensors
@@ -177,7 +177,7 @@ def test_nothing_selected_among_the_samples_is_nan():
 
     class Ask(Recorded):
         def on_train_epoch_end(self):
-            loader = registry_of(self.trainer)._planned_loader.original
+            loader = registry_of(self.trainer).planned_loader.original
             picked = Selection(torch.tensor([1]))
             seen["pair"] = sample_gradients(self.trainer, self, loader, torch.tensor([5, 6]), picked, seed=0)
 

@@ -155,7 +155,7 @@ def test_a_hook_gives_the_losses():
 
 @pytest.mark.parametrize(("patience", "shown"), [(0.0, True), (60.0, False)])
 def test_a_bar_appears_when_refreshing_takes_long(patience, shown, monkeypatch, capfd):
-    monkeypatch.setattr("lightning_prune.probe._SECONDS_UNTIL_BAR", patience)
+    monkeypatch.setattr("lightning_prune.trainer.probe._SECONDS_UNTIL_BAR", patience)
     method = IES(threshold=1e9, moving_average=1)
     make_trainer(method, max_epochs=5, enable_progress_bar=True).fit(Model(), make_loader())
     assert ("Refreshing skipped samples" in capfd.readouterr().err) is shown

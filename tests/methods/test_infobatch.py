@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import InfoBatch
-from lightning_prune.callback import num_pruning_epochs
 from lightning_prune.functional import infobatch
+from lightning_prune.methods._shared import num_pruning_epochs
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
 

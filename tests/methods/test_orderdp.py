@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import OrderDP
-from lightning_prune._dispatch import ids_of
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.plan import random_submask
 from lightning_prune.functional import orderdp, orderdp_inclusion
-from lightning_prune.plan import random_submask
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
 

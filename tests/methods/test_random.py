@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_prune import RandomPruning
+from lightning_prune.core.plan import num_keep
 from lightning_prune.methods.random import random_subset
-from lightning_prune.plan import num_keep
 from tests.helpers import Model, make_loader, make_trainer
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import RePB, ScoreRegistry
-from lightning_prune.epoch import EpochRecord
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.rng import make_generator
 from lightning_prune.functional import ctr_weights, repb_resample, repb_retain
 from lightning_prune.methods.repb import below_window_mean, window_inclusion
-from lightning_prune.rng import make_generator
 from tests.helpers import BareModel, Model, make_loader, make_trainer, registry_of
 from tests.reference import repb as reference
 from tests.reference.golden import GOLDEN
@@ -85,7 +85,7 @@ class Simulation:
     def __init__(self, method, scores, batch_size, seed=0):
         self.method, self.batch_size, self.seed = method, batch_size, seed
         self.registry = ScoreRegistry()
-        self.registry._allocate(len(scores), torch.device("cpu"))
+        self.registry.allocate(len(scores), "cpu")
         self.registry.losses.copy_(scores)
         method.setup_columns(self.registry)
         self.sizes, self.lows, self.weights = [], [], []
@@ -94,7 +94,7 @@ class Simulation:
         registry = self.registry
         for epoch in range(epochs):
             chosen = self.method.select(registry, epoch, make_generator(self.seed, epoch, "select"))
-            registry._selected = chosen.mask(registry.num_samples)
+            registry.take_selection(chosen)
             order = chosen.indices[torch.randperm(len(chosen), generator=make_generator(self.seed, epoch, "order"))]
             registry.counts[chosen.indices] += 1
             record = EpochRecord(order, registry.losses[order], None, self.batch_size, {})
@@ -332,7 +332,7 @@ def test_an_epoch_is_never_empty():
     chances = window_inclusion(torch.tensor([1.0, 1.1]), torch.zeros(2, dtype=torch.int64), 0.9)
     assert float(chances.max()) < 0.6
     registry, method = ScoreRegistry(), RePB(0.9, rule="importance")
-    registry._allocate(2, torch.device("cpu"))
+    registry.allocate(2, "cpu")
     method.setup_columns(registry)
     registry.counts.fill_(1)
     registry.column("repb_chance").copy_(chances)

@@ -10,7 +10,7 @@ import torch
 
 from lightning_prune import RHOLoss, ScoreRegistry
 from lightning_prune.cli import main
-from lightning_prune.plan import num_keep
+from lightning_prune.core.plan import num_keep
 from lightning_prune.scoring import save_scores
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
@@ -58,7 +58,7 @@ def test_without_irreducible_losses_it_is_the_top_of_the_losses_and_with_the_sam
             self.registry, self.indices, self.recorded_losses = registry, torch.arange(4), torch.tensor([3.0, 1, 4, 1])
 
     registry = ScoreRegistry()
-    registry._allocate(4, torch.device("cpu"))
+    registry.allocate(4, "cpu")
     method = RHOLoss(0.5, irreducible(np.zeros(4)))
     method.setup_columns(registry)
     source = torch.Generator().manual_seed(0)

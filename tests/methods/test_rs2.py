@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import RS2
+from lightning_prune.core.rng import make_generator, permutation
 from lightning_prune.methods.rs2 import rs2_subset
-from lightning_prune.rng import make_generator, permutation
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 from tests.reference import rs2 as reference
 from tests.reference.golden import GOLDEN

@@ -13,9 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_prune import SelectiveBackprop
 from lightning_prune.cli import main
+from lightning_prune.core.plan import num_keep
+from lightning_prune.core.step import StepRecord
 from lightning_prune.functional import selective_backprop_probs
-from lightning_prune.mixin import StepRecord
-from lightning_prune.plan import num_keep
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 from tests.reference.golden import GOLDEN
 

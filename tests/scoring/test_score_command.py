@@ -13,7 +13,7 @@ import yaml
 
 from lightning_prune.cli import main
 from lightning_prune.scoring import load_scores, score_module
-from lightning_prune.scoring.feature_scores import FEATURE_METHODS, try_parameters
+from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS, try_parameters
 from tests.helpers import make_loader
 from tests.scoring.helpers import ScoredModel
 

@@ -1,0 +1,133 @@
+"""The layout of a run's saved state: plain tensors and numbers, at most 8 bytes a sample beside the method's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.epoch import RunningEpoch
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import collect_rng_state
+from lightning_prune.core.table import SampleTable
+
+STATE_VERSION = 2
+"""Version of the saved state. 1 had neither the dataset's name, nor what an open epoch is checked by."""
+
+
+def local_part(running: RunningEpoch | None, *, save_rng: bool) -> dict[str, Any]:
+    """Return what only this rank knows: the states of its global generators, and its part of the open epoch's log."""
+    rng = collect_rng_state() if save_rng else None
+    return {"rng": rng, "log": None if running is None else running.log_state()}
+
+
+def gather(local: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
+    """Return the :func:`local_part` of every rank; collective."""
+    everyone: list[dict[str, Any]] = [{} for _ in range(world_size)]
+    torch.distributed.all_gather_object(everyone, local)
+    return everyone
+
+
+def pack(table: SampleTable, running: RunningEpoch | None, ranks: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
+    """Return the state of a run.
+
+    Args:
+        table: The per-sample state.
+        running: The open epoch, or None between epochs.
+        ranks: The :func:`local_part` of every rank; of this one only, where the others are gone.
+        run: What else identifies the run: ``method``, ``seed``, ``dataset``, and ``full_batches`` of the open epoch.
+    """
+    full_batches = run.pop("full_batches")
+    state = {
+        "version": STATE_VERSION,
+        **run,
+        "epoch": table.epoch,
+        "trained_steps": table.trained_steps,
+        "full_steps": table.full_steps,
+        **table.state_columns(),
+        "open": running is not None,
+        "ranks": ranks,
+    }
+    if running is None:
+        return state
+    state |= {
+        "batches_done": running.batches_done,
+        "num_dropped": running.num_dropped,
+        "step_size": running.step_size,
+        "world_size": running.plan.world_size,
+        "plan": running.digest,
+        "full_batches": full_batches,
+    }
+    if table.selects_all and running.plan.weights is None:
+        # the selection need not be derived again from the losses that the epoch's log replaces
+        known, _ = running.recorded(ranks)
+        state["losses"], state["all_selected"] = state["losses"][~Selection(known).mask(table.num_samples)], True
+    return state
+
+
+def selects_all(state: dict[str, Any]) -> bool:
+    """Return whether the open epoch of a state trains everything, and the losses in its log are left out elsewhere."""
+    return bool(state["open"] and state.get("all_selected", False))
+
+
+def unpack(state: dict[str, Any], table: SampleTable, num_samples: int, device: torch.device) -> None:
+    """Fill a table from a state; of an epoch with :func:`selects_all`, all but the losses.
+
+    Raises:
+        StateMismatchError: If the state is of a newer version, or of a dataset of another length.
+    """
+    if state.get("version", 1) > STATE_VERSION:
+        raise StateMismatchError(
+            f"Expected registry state of version <= {STATE_VERSION}, but the checkpoint has {state['version']}. "
+            "It was written by a newer lightning-prune: upgrade to resume it."
+        )
+    unknown = {"losses": torch.full((num_samples,), math.nan)} if selects_all(state) else {}
+    table.load_columns({**state, **unknown}, num_samples, device)
+    table.epoch = state["epoch"]
+    table.trained_steps, table.full_steps = state["trained_steps"], state["full_steps"]
+
+
+def check_same_epoch(state: dict[str, Any], running: RunningEpoch) -> None:
+    """Raise StateMismatchError unless ``running``, derived anew, is the epoch that was open when this was saved."""
+    epoch, world_size = state["epoch"], running.plan.world_size
+    if (before := state.get("world_size", world_size)) != world_size:
+        raise StateMismatchError(
+            f"Expected {before} processes, as when the checkpoint was written in the middle of epoch {epoch}, but got "
+            f"{world_size}: each has a part of that epoch. Resume with {before}, or from a checkpoint of an epoch's "
+            "end."
+        )
+    if state["step_size"] != running.step_size:
+        raise StateMismatchError(
+            f"Expected {state['step_size']} samples per step (batch size times devices), as when the checkpoint "
+            f"was written in the middle of epoch {epoch}, but got {running.step_size}. Resume with "
+            "the same batch size and number of devices, or from a checkpoint of an epoch's end."
+        )
+    if state.get("plan") != running.digest:
+        raise StateMismatchError(
+            f"Expected to derive the selection of epoch {epoch} again, in whose middle the checkpoint was "
+            "written, but got another one: the method, its arguments, or the version of lightning-prune or torch "
+            "is not the same. Resume as the run was started, or from a checkpoint of an epoch's end."
+        )
+
+
+def unpack_open(state: dict[str, Any], table: SampleTable, running: RunningEpoch, rank: int) -> None:
+    """Fill the log of an open epoch, and of one with :func:`selects_all` the table's losses.
+
+    Raises:
+        StateMismatchError: If ``running`` is not the epoch that was open when the state was saved.
+    """
+    check_same_epoch(state, running)
+    if selects_all(state):  # the state holds the losses of the samples that are not in the epoch's log
+        known, losses = (values.to(table.losses.device) for values in running.recorded(state["ranks"]))
+        rest = ids_of(~Selection(known).mask(table.num_samples))
+        table.losses.index_copy_(0, known, losses).index_copy_(0, rest, state["losses"].to(losses.device))
+    running.continue_from(state["batches_done"], state.get("num_dropped", 0), part_of(state, rank)["log"])
+
+
+def part_of(state: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return the :func:`local_part` of a rank; an empty one where the state has none."""
+    ranks = state["ranks"]
+    return dict(ranks[rank]) if rank < len(ranks) else {"rng": None, "log": None}

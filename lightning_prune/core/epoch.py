@@ -1,0 +1,273 @@
+"""A running epoch: its plan on the device, and the log of the losses recorded so far."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.plan import EpochPlan, Selection
+from lightning_prune.core.sampler import PlanBatchSampler, RecordingBatchSampler
+from lightning_prune.core.stats import count_nonfinite
+from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
+
+_BATCHES_AT_ONCE = 64
+"""Batches whose views of the weights and of the log are cut in one call: each on its own takes as long as the copy."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch recorded, on all ranks together, in the order of the visit.
+
+    Attributes:
+        indices: Sample ids ``(m,)``, int64, without repeats; only samples that have a loss.
+        losses: Their losses ``(m,)``, float32, possibly not finite.
+        recorded: Which positions ``(k,)`` of the epoch's plan have a loss; None: all of them.
+        step_size: Positions that the ranks together train in one step.
+        extra: What the method recorded beside the loss, by name, each ``(m,)`` float32.
+    """
+
+    indices: Tensor
+    losses: Tensor
+    recorded: Tensor | None
+    step_size: int
+    extra: dict[str, Tensor]
+
+    @cached_property
+    def num_nonfinite(self) -> int:
+        """How many of the losses are NaN or infinite."""
+        return count_nonfinite(self.losses)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """The step ``(m,)``, int64, in which each was trained; a step is the union of the ranks' batches."""
+        if self.recorded is not None:
+            return ids_of(self.recorded).div(self.step_size, rounding_mode="floor")
+        num, size = len(self.losses), self.step_size
+        steps = torch.arange(-(-num // size), device=self.losses.device)
+        return steps[:, None].expand(-1, size).flatten()[:num]  # a division of every position takes ten times as long
+
+
+def check_same_on_all_ranks(selection: Selection, epoch: int, device: torch.device) -> None:
+    """Raise RuntimeError, on every rank, unless all ranks have the same selection; collective."""
+    digest = hashlib.blake2b(selection.indices.cpu().numpy().tobytes(), digest_size=8)
+    if selection.weights is not None:
+        digest.update(selection.weights.cpu().numpy().tobytes())
+    own = torch.tensor([int.from_bytes(digest.digest(), "little", signed=True)], device=device)
+    everyone = torch.empty(torch.distributed.get_world_size(), dtype=own.dtype, device=device)
+    torch.distributed.all_gather_into_tensor(everyone, own)
+    if differing := [rank for rank, value in enumerate(everyone.tolist()) if value != everyone[0]]:
+        raise RuntimeError(
+            f"Expected the same selection on every rank, but in epoch {epoch} rank(s) {differing} differ from rank 0. "
+            "`select` must depend on the registry, the epoch and the generator only."
+        )
+
+
+class RunningEpoch:
+    """Hands each step its slice of the epoch's weights, and keeps what the steps record, in the order of the plan.
+
+    The log has one slot per position of this rank's shard, and one more for ids that are not in it. Since every rank's
+    log is equally long and in plan order, ranks need no indices to exchange them.
+
+    Args:
+        plan: The epoch's samples in their order.
+        batch_sampler: What the loader draws from; its sampler is given the plan.
+        record_names: Names of the per-sample values recorded beside the loss.
+        device: Where the log and the weights live.
+        weighs: Hand steps weights of 1 where the selection has none, so that a compiled step meets one kind of input.
+
+    Attributes:
+        batch_length: Number of samples that the sampler drew for the running step.
+        step_length: Number of samples that the running step trains.
+    """
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        batch_sampler: PlanBatchSampler | RecordingBatchSampler,
+        record_names: tuple[str, ...],
+        device: torch.device,
+        *,
+        weighs: bool = False,
+    ) -> None:
+        self.batch_sampler = batch_sampler
+        self.record_names = record_names
+        self.device = device
+        self.batches_done = 0
+        self.num_dropped = 0
+        sampler = batch_sampler.sampler
+        self.rank = sampler.rank
+        self.plan = sampler.plan = plan
+        batch_sampler.skip = 0
+        self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
+        self._rows = list(self.log)
+        self._num_batches = len(batch_sampler)
+        self._batch_size = batch_sampler.batch_size if isinstance(batch_sampler, PlanBatchSampler) else None
+        self._cut: int | None = None
+        self._log_views: list[tuple[Tensor, ...]] = []
+        self._weight_views: tuple[Tensor, ...] = ()
+        self._targets: list[Tensor] | None = None
+        weights = self.plan.weights
+        self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
+        longest = batch_sampler.batch_size or self.plan.shard_size
+        self._ones = torch.ones(longest, device=device) if weighs and weights is None else None
+        self._slots: slice | Tensor = slice(0, 0)
+        self._batch_slots: slice | Tensor = self._slots
+        self.step_length = self.batch_length = 0
+
+    @cached_property
+    def shard(self) -> Tensor:
+        """Sample ids ``(shard_size,)``, int64, of this rank, on the device."""
+        return self.plan.shard(self.plan.order, self.rank).to(self.device).long()
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the order of the visit, by which a resumed run knows that it has derived the same plan."""
+        return hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8).hexdigest()
+
+    @cached_property
+    def slot_of(self) -> Tensor:
+        """Slot of the log ``(n,)`` by sample id, for batches that are not slices of the plan."""
+        slots = torch.full((self.batch_sampler.sampler.total,), self.plan.shard_size, device=self.device)
+        slots[self.shard] = torch.arange(len(self.shard), device=self.device)
+        return slots
+
+    @cached_property
+    def weight_of(self) -> Tensor | None:
+        """Loss weight ``(n,)`` by sample id (1 for ids of other shards), or None in an epoch without weights."""
+        if self.weights is None:
+            return None
+        weights = torch.ones(self.batch_sampler.sampler.total, device=self.device)
+        weights[self.shard] = self.weights
+        return weights
+
+    def weights_of(self, indices: Tensor) -> Tensor | None:
+        """Return the loss weights ``(B,)`` of samples by id, or None in an epoch without weights."""
+        return self._no_weights(len(indices)) if self.weight_of is None else self.weight_of[indices.to(self.device)]
+
+    def _no_weights(self, length: int) -> Tensor | None:
+        return None if self._ones is None else self._ones[:length]
+
+    def begin_step(self, batch_idx: int) -> Tensor | None:
+        """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
+        batch_idx %= self._num_batches  # a `CombinedLoader` may cycle through a shorter loader
+        if self._batch_size is not None:
+            cut, i = divmod(batch_idx, _BATCHES_AT_ONCE)
+            if cut != self._cut:
+                self._cut_views(cut, self._batch_size)
+            self._targets = [views[i] for views in self._log_views]
+            start, length = batch_idx * self._batch_size, self._targets[0].shape[0]
+            self._slots = self._batch_slots = slice(start, start + length)
+            self.step_length = self.batch_length = length
+            return self._no_weights(length) if self.weights is None else self._weight_views[i]
+        indices = torch.tensor(self.batch_sampler.batches[batch_idx], device=self.device)  # type: ignore[union-attr]
+        self._slots = self._batch_slots = self.slot_of[indices]
+        self.step_length = self.batch_length = len(indices)
+        return self.weights_of(indices)
+
+    def _cut_views(self, cut: int, batch_size: int) -> None:
+        """Cut the log and the weights into those of the ``cut``-th lot of batches."""
+        start = cut * _BATCHES_AT_ONCE * batch_size
+        lot = slice(start, min(start + _BATCHES_AT_ONCE * batch_size, self.plan.shard_size))
+        self._cut, self._log_views = cut, [torch.split(row[lot], batch_size) for row in self._rows]
+        self._weight_views = () if self.weights is None else torch.split(self.weights[lot], batch_size)
+
+    @property
+    def step_indices(self) -> Tensor:
+        """Ids ``(B,)`` of the batch that the sampler drew for the running step; after `narrow`, of what is left."""
+        return self.shard[self._slots]
+
+    def narrow(self, positions: Tensor) -> Tensor | None:
+        """Train only these ``positions`` ``(k,)`` of the running batch; return their weights, as `begin_step` does."""
+        slots = self._batch_slots
+        self._slots = positions + slots.start if isinstance(slots, slice) else slots[positions]
+        self.step_length, self._targets = len(positions), None
+        return self._no_weights(len(positions)) if self.weights is None else self.weights[self._slots]
+
+    def end_step(self, batch_idx: int, *, trained: bool = True) -> None:
+        """Count a batch as done; a second time, it changes nothing."""
+        if trained and batch_idx >= self.batches_done:
+            self.num_dropped += self.batch_length - self.step_length
+        self.batches_done = batch_idx + 1
+
+    def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
+        """Copy a step's values into the log: one small kernel each, no index, no synchronisation.
+
+        Raises:
+            ValueError: If there are not as many values as samples in the batch.
+        """
+        slots, targets, expected = self._slots, self._targets, self.step_length
+        if step.given_indices is not None:
+            slots, targets = self.slot_of[step.given_indices.to(self.device)], None
+            expected = len(slots)
+        for i, values in enumerate([step.losses, *[extra[name] for name in self.record_names]]):
+            if values is None or values.shape[0] != expected:
+                raise ValueError(wrong_length(0 if values is None else len(values), expected))
+            if targets is not None:
+                targets[i].copy_(values, non_blocking=True)
+            else:
+                self._rows[i][slots] = values.to(self.log)
+
+    @property
+    def step_size(self) -> int:
+        """Positions of the plan that the ranks together train in one step; on average, if batches differ in size."""
+        size = self.batch_sampler.batch_size or math.ceil(self.plan.shard_size / max(1, len(self.batch_sampler)))
+        return int(size) * self.plan.world_size
+
+    @property
+    def positions_done(self) -> int:
+        """Positions of the plan visited so far, over all ranks."""
+        return min(len(self.plan.order), self.batches_done * self.step_size)
+
+    @property
+    def positions_trained(self) -> int:
+        """Positions of the plan trained so far, over all ranks: those visited and not left out of their batch."""
+        return self.positions_done - self.num_dropped * self.plan.world_size
+
+    @property
+    def trained_fraction(self) -> float:
+        """Share of the visited positions that were trained: 1, unless samples were left out of their batches."""
+        return self.positions_trained / self.positions_done if self.num_dropped else 1.0
+
+    def collect(self) -> EpochRecord:
+        """Gather the ranks' logs into one record: the epoch's only collective."""
+        log = self.log[:, :-1]
+        logs = log[None]
+        if self.plan.world_size > 1:
+            logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
+            torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
+        values, indices = self.plan.unshard(logs), self.plan.order.to(self.device).long()
+        present = None
+        if not bool(values[0].amin() > ABSENT):  # something is missing, or NaN or -inf
+            present = values[0] != ABSENT
+            values, indices = values[:, present], indices[present]
+        extra = dict(zip(self.record_names, values[1:], strict=True))
+        return EpochRecord(indices, values[0], present, self.step_size, extra)
+
+    def log_state(self) -> Tensor:
+        """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""
+        done = self.plan.shard_size
+        if isinstance(self.batch_sampler, PlanBatchSampler) and "slot_of" not in self.__dict__:
+            done = min(done, self.batches_done * self.batch_sampler.batch_size)
+        return self.log[:, :done].cpu().clone()
+
+    def recorded(self, ranks: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return ids and losses ``(m,)``, on the CPU, that are in the ranks' logs: each ``"log"`` of a `log_state`."""
+        logs = torch.full((self.plan.world_size, self.plan.shard_size), ABSENT)
+        for row, local in zip(logs, ranks, strict=False):  # after an exception in a DDP run there is only one
+            row[: local["log"].shape[1]] = local["log"][0]
+        losses = self.plan.unshard(logs)
+        present = losses != ABSENT
+        return self.plan.order[present].long(), losses[present]
+
+    def continue_from(self, batches_done: int, num_dropped: int, log: Tensor | None) -> None:
+        """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""
+        self.batches_done, self.num_dropped = batches_done, num_dropped
+        if log is not None:
+            self.log[:, : log.shape[1]] = log.to(self.device)

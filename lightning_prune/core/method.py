@@ -1,0 +1,119 @@
+"""What a pruning method is, to a run: the rule that selects, and the state that it keeps. No Trainer is needed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from abc import ABC
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
+
+
+class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
+    """Base class of `PruningCallback`, for everything of it that is no Lightning hook.
+
+    Args:
+        seed: Seed of all draws. None: the global seed set by ``seed_everything``, else 0.
+        warmup_epochs: Epochs at the start that train on everything.
+        scale_lr_schedule: Step a step-interval LR schedule so that it ends on time although epochs are shorter.
+        log: Log ``prune/*`` once an epoch.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+    """
+
+    needs_mixin: bool = True
+    """Whether the module must be a `WeightedLossMixin`; False only for methods that take losses from elsewhere."""
+    record_names: tuple[str, ...] = ()
+    """Per-sample values recorded beside the loss, by the names that :meth:`per_sample` returns."""
+    ranks_by_scores: bool = True
+    """Whether `select` ranks by ``registry.scores``, so that a wrapping method may put other scores there."""
+    weighs_losses: bool = False
+    """Whether selections carry weights, which only ``weighted_loss`` can apply."""
+    picks_in_batch: ClassVar[bool] = False
+    """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
+    picks_by_losses: ClassVar[bool] = True
+    """Whether :meth:`pick` reads losses only, which a module may give by a cheaper ``per_sample_loss(batch)``."""
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        if seed is not None:
+            check_int("seed", seed, low=0)
+        check_int("warmup_epochs", warmup_epochs, low=0)
+        self.seed = seed
+        self.warmup_epochs = warmup_epochs
+        self.scale_lr_schedule = scale_lr_schedule
+        self.log_metrics = log
+
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
+        """Return the samples of ``epoch``; must not change any state. A method that picks in batches needs none.
+
+        Args:
+            registry: Per-sample state as of the epoch's start; read ``registry.scores``, ``registry.counts``, columns.
+            epoch: Epoch number, from 0; at least ``warmup_epochs``.
+            generator: CPU generator seeded from (seed, epoch); the same on every rank.
+        """
+        if self.picks_in_batch:
+            return Selection.all(registry.num_samples, registry.losses.device)
+        raise NotImplementedError(f"{type(self).__name__} must override `select(registry, epoch, generator)`.")
+
+    def setup_columns(self, registry: SampleTable) -> None:  # noqa: B027
+        """Declare per-sample state with ``registry.add_column``; called before the first epoch, and on resume."""
+
+    def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return a tensor ``(B,)`` for each of ``record_names``; called after each step if there are any; no sync."""
+        return {}
+
+    def missing_losses(self, step: StepRecord) -> Tensor | None:
+        """Return losses ``(B,)`` to record for a step of a module without the mixin; None: there are none."""
+        return None
+
+    def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
+        """Return whether :meth:`pick` is to be asked about this batch; it costs a forward pass."""
+        return self.picks_in_batch
+
+    def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
+        """Return the positions ``(k,)``, int64, of a batch that are trained; the same number on every rank.
+
+        Args:
+            step: Losses ``(B,)`` of the whole batch from a forward pass in eval mode, and what else
+                ``weighted_loss`` was given.
+            generator: CPU generator seeded from (seed, epoch, batch, rank).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override `pick(step, generator)`.")
+
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:  # noqa: B027
+        """Update state after an epoch; the registry's losses and counts are already those of its end."""
+
+    def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
+        """Return what to log under ``prune/`` beside the common values; called after :meth:`on_epoch_recorded`."""
+        return {}
+
+    @property
+    def resolved_seed(self) -> int:
+        """The seed in force: the argument, else the one that ``seed_everything`` set, else 0."""
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def __repr__(self) -> str:
+        shared = {"seed", "warmup_epochs", "scale_lr_schedule", "log"}
+        names = [
+            name
+            for name in inspect.signature(type(self).__init__).parameters
+            if name not in {"self", *shared} and hasattr(self, name)
+        ]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

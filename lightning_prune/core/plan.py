@@ -1,0 +1,216 @@
+"""What an epoch trains on, in which order, on which rank, and with which weights. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.core.arrays import count_true, ids_of, is_ascending
+from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.rng import make_generator, numpy_generator, permutation
+
+
+def num_keep(num_samples: int, keep_ratio: float) -> int:
+    """Return how many of ``num_samples`` a ratio keeps: the library's one rounding rule.
+
+    ``floor(num_samples * keep_ratio + 1e-6)``, at least 1 and at most ``num_samples``; the small term mends products
+    such as ``100 * 0.29 = 28.999...``.
+
+    Example:
+        >>> num_keep(100, 0.29), num_keep(3, 0.1)
+        (29, 1)
+    """
+    check_int("num_samples", num_samples, low=1)
+    check_ratio("keep_ratio", keep_ratio, closed_high=True)
+    return min(num_samples, max(1, math.floor(num_samples * keep_ratio + 1e-6)))
+
+
+def random_submask(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return a mask ``(n,)`` that is True at exactly ``count`` of the positions where ``mask`` is, uniformly drawn.
+
+    Each position throws a coin, and the few that are then too many or missing are drawn among the candidates. Coins are
+    uniform over the sets of one size, and so is what the correction makes of them; a permutation costs thrice as much.
+
+    Args:
+        mask: Where to draw from ``(n,)``, bool.
+        count: Number of positions, in [0, number of candidates].
+        generator: CPU generator of the draws.
+
+    Example:
+        >>> drawn = random_submask(torch.tensor([True, True, False, True]), 2, torch.Generator().manual_seed(0))
+        >>> int(drawn.sum()), bool(drawn[2])
+        (2, False)
+    """
+    numpy_rng = numpy_generator(generator)
+    coins = numpy_rng.integers(1 << 64, size=len(mask) // 4 + 1, dtype=np.uint64).view(np.uint16)[: len(mask)]
+    threshold = round(count / max(1, count_true(mask)) * 65536)
+    drawn = mask & torch.from_numpy(coins < threshold).to(mask.device)
+    excess = count_true(drawn) - count
+    if excess != 0:
+        candidates = ids_of(drawn if excess > 0 else mask & ~drawn)
+        picks = torch.from_numpy(numpy_rng.choice(len(candidates), abs(excess), replace=False, shuffle=False))
+        drawn[candidates[picks.to(mask.device)]] = excess < 0
+    return drawn
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples that an epoch trains on.
+
+    Args:
+        indices: Sample ids ``(k,)``, int64, positions in the training dataset, without repeats, in any order.
+        weights: Loss weights ``(k,)``, float32, aligned with ``indices``. None: all ones.
+
+    Raises:
+        TypeError: If ``indices`` is not an int64 tensor or ``weights`` is not a floating-point tensor.
+        ValueError: If the shapes are not ``(k,)``.
+
+    Example:
+        >>> Selection(torch.tensor([4, 1, 7])).indices.tolist()
+        [4, 1, 7]
+    """
+
+    indices: Tensor
+    weights: Tensor | None = None
+    _mask: Tensor | None = field(default=None, repr=False, compare=False, kw_only=True)  # of `from_mask`, not made anew
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.indices, Tensor) or self.indices.dtype != torch.int64:
+            got = self.indices.dtype if isinstance(self.indices, Tensor) else type(self.indices).__name__
+            raise TypeError(f"Expected `indices` to be an int64 tensor, but got {got}.")
+        if self.indices.dim() != 1:
+            raise ValueError(f"Expected `indices` to have shape (k,), but got {tuple(self.indices.shape)}.")
+        if self.weights is None:
+            return
+        if not isinstance(self.weights, Tensor) or not self.weights.is_floating_point():
+            got = self.weights.dtype if isinstance(self.weights, Tensor) else type(self.weights).__name__
+            raise TypeError(f"Expected `weights` to be a floating-point tensor or None, but got {got}.")
+        if self.weights.shape != self.indices.shape:
+            raise ValueError(
+                f"Expected `weights` to have the shape of `indices`, {tuple(self.indices.shape)}, "
+                f"but got {tuple(self.weights.shape)}."
+            )
+        if self.weights.dtype != torch.float32:
+            object.__setattr__(self, "weights", self.weights.float())
+
+    def __len__(self) -> int:
+        return self.indices.numel()
+
+    @classmethod
+    def all(cls, num_samples: int, device: torch.device | str = "cpu") -> Selection:
+        """Select every sample, unweighted."""
+        return cls(torch.arange(num_samples, device=device))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Selection:
+        """Select the samples whose ``mask`` ``(n,)`` is True, ascending, unweighted."""
+        return cls(ids_of(mask), _mask=mask.clone())
+
+    @cached_property
+    def ascending(self) -> bool:
+        """Whether the ids rise strictly, as those of most rules do."""
+        return self._mask is not None or is_ascending(self.indices)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest id."""
+        low, high = (self.indices[0], self.indices[-1]) if self.ascending else torch.aminmax(self.indices)
+        return int(low), int(high)
+
+    def mask(self, num_samples: int) -> Tensor:
+        """Return which of ``num_samples`` samples are selected ``(num_samples,)``, bool, on the indices' device."""
+        if self._mask is not None and len(self._mask) == num_samples:
+            return self._mask
+        none = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
+        return none.index_fill_(0, self.indices, True)
+
+    def check(self, num_samples: int) -> None:
+        """Raise ValueError unless this selects at least one of ``num_samples`` samples, none twice, weights finite."""
+        if len(self) == 0:
+            raise ValueError("Expected a selection of at least one sample, but got none: an epoch cannot be empty.")
+        if self.weights is not None:
+            least, most = (float(v) for v in torch.aminmax(self.weights))
+            if not (least >= 0 and most < math.inf):  # a NaN anywhere makes both NaN
+                raise ValueError(f"Expected finite weights >= 0, but got weights in [{least}, {most}].")
+        low, high = self.ends
+        if low < 0 or high >= num_samples:
+            raise ValueError(f"Expected selected ids in [0, {num_samples}), but got ids in [{low}, {high}].")
+        if self.ascending:
+            return
+        seen = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
+        seen[self.indices] = True
+        if (distinct := int(seen.sum())) != len(self):
+            raise ValueError(f"Expected a selection without repeats, but {len(self) - distinct} ids are there twice.")
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order in which the ranks together visit a selection.
+
+    Rank ``r`` of ``world_size`` trains positions ``r, r + world_size, ...``; so a step of all ranks is one contiguous
+    run of the order, whatever the world size. The order is padded by wrapping around, so that shards are of equal
+    length; the padded copies are trained (as `DistributedSampler` does) but not recorded.
+
+    Args:
+        epoch: Epoch number, from 0.
+        order: Sample ids ``(k,)`` in the order of the visit; int32 where that suffices, else int64.
+        weights: Loss weights ``(k,)`` aligned with ``order``, or None.
+        world_size: Number of ranks.
+    """
+
+    epoch: int
+    order: Tensor
+    weights: Tensor | None = None
+    world_size: int = 1
+
+    @classmethod
+    def make(
+        cls, selection: Selection, *, epoch: int, seed: int, shuffle: bool = True, world_size: int = 1
+    ) -> EpochPlan:
+        """Order a selection: a fresh permutation for each (seed, epoch) if ``shuffle``, else ascending."""
+        k, top = len(selection), selection.ends[1]
+        dtype = torch.int32 if top < 2**31 else torch.int64
+        weights = None if selection.weights is None else selection.weights.cpu()
+        if shuffle:
+            picks = permutation(k, make_generator(seed, epoch, "order"))
+        elif selection.ascending:
+            return cls(epoch, selection.indices.to("cpu", dtype), weights, world_size)
+        else:
+            picks = selection.indices.cpu().argsort()
+        everything = selection.ascending and top == k - 1  # then ids are positions
+        order = picks if everything else selection.indices.to("cpu", dtype).index_select(0, picks)
+        return cls(epoch, order.to(dtype), None if weights is None else weights.index_select(0, picks), world_size)
+
+    @property
+    def shard_size(self) -> int:
+        """Samples per rank, padding included."""
+        return math.ceil(len(self.order) / self.world_size)
+
+    def shard(self, values: Tensor, rank: int) -> Tensor:
+        """Return the part ``(shard_size,)`` of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits."""
+        if self.world_size == 1:
+            return values
+        padded = self.shard_size * self.world_size
+        repeats = math.ceil(padded / len(values))
+        return values.repeat(repeats)[:padded][rank :: self.world_size].contiguous()
+
+    def unshard(self, shards: Tensor) -> Tensor:
+        """Undo :meth:`shard`: ``(world_size, ..., shard_size)`` to ``(..., k)``, without the padding."""
+        return shards.movedim(0, -1).flatten(-2)[..., : len(self.order)]
+
+
+def scheduler_calls(step: int, kept_steps: int, full_steps: int) -> int:
+    """Return how often to step a schedule at optimizer step ``step`` (from 1) of a shortened epoch.
+
+    Over the ``kept_steps`` of the epoch these add up to exactly ``full_steps``, spread evenly.
+
+    Example:
+        >>> [scheduler_calls(step, 4, 10) for step in (1, 2, 3, 4)]
+        [2, 3, 2, 3]
+    """
+    return step * full_steps // kept_steps - (step - 1) * full_steps // kept_steps

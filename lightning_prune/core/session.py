@@ -1,0 +1,273 @@
+"""The timeline of a pruned run as plain calls: epochs, steps, state. Whoever trains makes them; see `Session`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core import checkpoint
+from lightning_prune.core.checks import warn_on_first_rank
+from lightning_prune.core.epoch import RunningEpoch, check_same_on_all_ranks
+from lightning_prune.core.method import Method
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.rng import make_generator, restore_rng_state
+from lightning_prune.core.sampler import PlanBatchSampler, RecordingBatchSampler
+from lightning_prune.core.stats import finite_mean
+from lightning_prune.core.step import StepRecord, wrong_length
+from lightning_prune.core.table import SampleTable
+
+BatchSource = PlanBatchSampler | RecordingBatchSampler
+"""What a loader draws the batches of a plan from."""
+
+
+class Session:
+    """Runs a method's epochs.
+
+    Calls come in this order, ``batch_idx`` counting from 0 in each epoch::
+
+        session.draw_from(batch_sampler)
+        session.start(num_samples, device)           # or session.restore(state, num_samples, device)
+        session.begin_epoch()                        # selects; the sampler now yields the epoch's batches
+        session.begin_step(0)                        # weights are at hand
+        ... weighted_loss(session.step, losses) ...
+        session.end_step(0)                          # losses are in the epoch's log
+        session.end_epoch()                          # losses are in the table, the same on every rank
+
+    State changes only at the end of an epoch and is then the same on every rank; so a selection is a function of that
+    state, the seed and the epoch, and a restored run derives the same one. A step computes and communicates nothing.
+
+    Args:
+        table: The per-sample state, which is handed to the method as its registry.
+        method: The method. None: every epoch is full, and losses are only recorded.
+        seed: Seed of the draws, where the method has none of its own.
+        debug_sync: Compare a hash of each epoch's selection across ranks, and raise where they differ.
+
+    Attributes:
+        step: What the running step and the session exchange.
+        running: The running epoch, or None.
+        full_batches: Batches that an epoch of all samples has, as far as they are trained.
+        dataset: What identifies the dataset beside its length: its class and the user's name for it.
+    """
+
+    def __init__(
+        self, table: SampleTable, method: Method | None = None, *, seed: int = 0, debug_sync: bool = False
+    ) -> None:
+        self.table = table
+        self.method = method
+        self.seed = seed
+        self.debug_sync = debug_sync
+        self.step = StepRecord(table)
+        self.running: RunningEpoch | None = None
+        self.full_batches = 0
+        self.dataset: list[str | None] = [None, None]
+        self._batches: BatchSource | None = None
+        self._rng: dict[str, Any] | None = None
+
+    @property
+    def batches(self) -> BatchSource:
+        """What the loader draws from.
+
+        Raises:
+            RuntimeError: Before :meth:`draw_from`.
+        """
+        if self._batches is None:
+            raise RuntimeError("Expected the train loader to be planned, but it has not been requested yet.")
+        return self._batches
+
+    @property
+    def rank(self) -> int:
+        """This process's rank; 0 before a loader is planned."""
+        return 0 if self._batches is None else self._batches.sampler.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes; 1 before a loader is planned."""
+        return 1 if self._batches is None else self._batches.sampler.num_replicas
+
+    @property
+    def open_epoch(self) -> RunningEpoch:
+        """The running epoch.
+
+        Raises:
+            RuntimeError: If none is running.
+        """
+        if self.running is None:
+            raise RuntimeError("Expected an epoch to be running, but none is.")
+        return self.running
+
+    def draw_from(self, batches: BatchSource) -> None:
+        """Plan the epochs for a loader that draws from ``batches``; its full length is that of an epoch of all."""
+        self._batches = batches
+        self.full_batches = len(batches)
+
+    def start(self, num_samples: int, device: torch.device | str) -> None:
+        """Begin a run of which nothing is known yet."""
+        self.table.allocate(num_samples, device)
+        self.running = None
+        if self.method is not None:
+            self.method.setup_columns(self.table)
+
+    # Epochs
+
+    def begin_epoch(self, epoch: int | None = None) -> RunningEpoch:
+        """Select the samples of an epoch and plan their visit; None: of the one after that which ended last."""
+        self.table.epoch = self.table.epoch if epoch is None else epoch
+        return self._plan()
+
+    def _plan(self, selection: Selection | None = None) -> RunningEpoch:
+        table, method, batches = self.table, self.method, self.batches
+        selection = self._select() if selection is None else selection
+        table.take_selection(selection)
+        table.plan = batches.sampler.make_plan(selection, table.epoch)
+        del selection  # 12 bytes a sample, which the log can have
+        names = () if method is None else method.record_names
+        weighs = method is not None and method.weighs_losses
+        self.running = RunningEpoch(table.plan, batches, names, table.losses.device, weighs=weighs)
+        self.step.running = self.running
+        return self.running
+
+    def _select(self) -> Selection:
+        """Derive the epoch's selection: a pure function of the state at its start."""
+        table, method = self.table, self.method
+        if method is None or table.epoch < method.warmup_epochs:
+            return Selection.all(table.num_samples)
+        selection = method.select(table, table.epoch, make_generator(self.seed, table.epoch, "select"))
+        if not isinstance(selection, Selection):
+            raise TypeError(
+                f"Expected `{type(method).__name__}.select` to return a Selection, but got {type(selection).__name__}."
+            )
+        selection.check(table.num_samples)
+        if self.debug_sync and self.world_size > 1:
+            check_same_on_all_ranks(selection, table.epoch, table.losses.device)
+        weights = selection.weights
+        if len(selection) == table.num_samples and weights is not None and bool((weights == 1).all()):
+            return replace(selection, weights=None)
+        return selection
+
+    def end_epoch(self) -> dict[str, float | Tensor]:
+        """Bring the epoch's losses into the table: one collective, one scatter. Return what to log."""
+        table, method, running = self.table, self.method, self.open_epoch
+        record = running.collect()
+        table.losses.scatter_(0, record.indices, record.losses)
+        table.count_selected()
+        if record.num_nonfinite:
+            warn_on_first_rank(
+                f"{record.num_nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {table.epoch}. "
+                "These samples stay in with weight 1 and are left out of every mean.",
+                self.rank,
+            )
+        table.trained_steps += running.positions_trained
+        table.full_steps += min(table.num_samples, self.full_batches * running.step_size)
+        metrics: dict[str, float | Tensor] = {
+            "prune/kept_fraction": len(running.plan.order) / table.num_samples * running.trained_fraction,
+            "prune/saved_fraction": table.saved_fraction,
+            "prune/score_mean": finite_mean(table.losses).float(),
+            "prune/nonfinite": float(record.num_nonfinite),
+        }
+        if method is not None:
+            method.on_epoch_recorded(table, record)
+            metrics |= {f"prune/{name}": value for name, value in method.metrics(table).items()}
+        self.running = self.step.running = None
+        table.epoch += 1
+        return metrics
+
+    # Steps
+
+    def begin_step(self, batch_idx: int) -> None:
+        """Have the step's weights and log ready: slices of the epoch's, nothing is computed or copied."""
+        step = self.step
+        step.clear()
+        step.weights = self.open_epoch.begin_step(batch_idx)
+        step.active = True
+
+    def picks_now(self) -> bool:
+        """Return whether the method wants to pick among the samples of the running step's batch."""
+        method, running = self.method, self.running
+        if method is None or running is None or not method.picks_in_batch or not self.step.active:
+            return False
+        epoch = self.table.epoch
+        return epoch >= method.warmup_epochs and method.picks_now(self.table, epoch, running.batches_done)
+
+    def pick(self, probed: StepRecord) -> Tensor:
+        """Let the method pick by what a forward pass found; return the positions ``(k,)`` that the step trains.
+
+        Args:
+            probed: What ``weighted_loss`` was given for the whole batch.
+
+        Raises:
+            ValueError: If there are not as many losses as samples in the batch.
+        """
+        method, running = self.method, self.open_epoch
+        assert method is not None  # noqa: S101  (narrowing: `picks_now` said so)
+        if probed.losses is None or len(probed.losses) != running.batch_length:
+            raise ValueError(wrong_length(0 if probed.losses is None else len(probed.losses), running.batch_length))
+        probed.registry, probed.running = self.table, running
+        purpose = f"pick/{running.batches_done}/{self.rank}"
+        positions = method.pick(probed, make_generator(self.seed, self.table.epoch, purpose))
+        self.step.weights = running.narrow(positions)
+        return positions
+
+    def end_step(self, batch_idx: int) -> None:
+        """Copy the step's losses, if there are any, into the epoch's log; a second time, nothing changes.
+
+        A batch that no step was begun for is counted as visited.
+        """
+        step, method, running = self.step, self.method, self.open_epoch
+        running.end_step(batch_idx, trained=step.active)
+        if step.active and step.losses is not None:
+            running.write(step, {} if method is None or not running.record_names else method.per_sample(step))
+
+    # State
+
+    def state_dict(self, *, save_rng: bool = True, alone: bool = False) -> dict[str, Any]:
+        """Return the state as plain tensors and numbers.
+
+        Args:
+            save_rng: Put in the states of the global random generators.
+            alone: The other ranks do not take part, for example after an exception. Else this is collective.
+        """
+        local = checkpoint.local_part(self.running, save_rng=save_rng)
+        ranks = [local] if alone or self.world_size == 1 else checkpoint.gather(local, self.world_size)
+        return checkpoint.pack(
+            self.table,
+            self.running,
+            ranks,
+            method=None if self.method is None else type(self.method).__name__,
+            seed=self.seed,
+            dataset=self.dataset,
+            full_batches=self.full_batches,
+        )
+
+    def restore(self, state: dict[str, Any], num_samples: int, device: torch.device | str) -> None:
+        """Take over a state, in place of :meth:`start`. An epoch that was open then is :attr:`running` again.
+
+        Raises:
+            StateMismatchError: If the state is of another run; the message says what differs.
+        """
+        checkpoint.unpack(state, self.table, num_samples, torch.device(device))
+        if (before := state.get("dataset")) not in (None, self.dataset):
+            warn_on_first_rank(
+                f"The checkpoint's per-sample state belongs to the dataset {before} (class, dataset_id), but the run "
+                f"is resumed with {self.dataset}. If its samples are others, or in another order, start a new run.",
+                self.rank,
+            )
+        if self.method is None or self.method.seed is None:
+            self.seed = self.batches.sampler.seed = state["seed"]
+        self.running = None
+        if self.method is not None:
+            self.method.setup_columns(self.table)
+        self._rng = checkpoint.part_of(state, self.rank)["rng"]
+        if state["open"]:
+            self.full_batches = state["full_batches"]
+            everything = checkpoint.selects_all(state)
+            running = self._plan(Selection.all(num_samples) if everything else None)
+            checkpoint.unpack_open(state, self.table, running, self.rank)
+
+    def restore_rng(self) -> None:
+        """Set the global random generators to what the restored state holds; only once, and last of all."""
+        rng, self._rng = self._rng, None
+        if rng is not None:
+            restore_rng_state(rng)

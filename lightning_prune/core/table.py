@@ -1,0 +1,247 @@
+"""The per-sample state of a run: losses, counts, the columns that methods declare, and how far the run is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.export import save_table
+from lightning_prune.core.plan import EpochPlan, Selection
+
+_MOST_INT16 = torch.iinfo(torch.int16).max
+
+_Table = TypeVar("_Table", bound="SampleTable")
+
+
+class SampleTable(ABC):
+    """What a run knows of each sample, on one device, and how far it is; methods are handed it as ``registry``.
+
+    Abstract in one thing: how losses are found outside a training step.
+
+    Attributes:
+        state: Small tensors of the method that are not per sample.
+        epoch: Epoch that runs, or that comes next, from 0.
+        max_epochs: Epochs of the run; None: no limit.
+        max_steps: Optimizer steps of the run; None: no limit.
+        global_step: Optimizer steps done at the epoch's start.
+        trained_steps: Sample-steps trained in the finished epochs.
+        full_steps: Sample-steps that these epochs would have had at full length.
+        plan: What the running epoch, or the last one, visits; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self._losses: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._columns: dict[str, Tensor] = {}
+        self._scores: Tensor | None = None
+        self._selected: Tensor | None = None
+        self.epoch = 0
+        self.max_epochs: int | None = None
+        self.max_steps: int | None = None
+        self.global_step = self.trained_steps = self.full_steps = 0
+        self.plan: EpochPlan | None = None
+
+    @abstractmethod
+    def refresh_losses(self, indices: Tensor) -> Tensor:
+        """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
+
+        Collective in a run of several processes. Nothing in the table changes.
+        """
+
+    @abstractmethod
+    def mean_loss(self, loader: DataLoader[Any]) -> Tensor:
+        """Return the mean of a loader's finite losses, a 0-d float64 tensor, as :meth:`refresh_losses` finds them."""
+
+    @property
+    def num_samples(self) -> int:
+        """Length of the training dataset; 0 before the first fit."""
+        return 0 if self._losses is None else len(self._losses)
+
+    @property
+    def losses(self) -> Tensor:
+        """Last recorded loss of each sample ``(n,)``, float32; NaN: never recorded."""
+        return _allocated(self._losses)
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of finished epochs ``(n,)`` in whose selection a sample was; int16, int32 beyond 32,767 epochs."""
+        return _allocated(self._counts)
+
+    @property
+    def scores(self) -> Tensor:
+        """What methods rank by ``(n,)``, float32: the losses, unless a wrapping method put other scores there."""
+        return self.losses if self._scores is None else self._scores
+
+    @property
+    def selected(self) -> Tensor:
+        """Which samples ``(n,)``, bool, are in the selection of the running epoch, or of the last one."""
+        return torch.ones_like(self.losses, dtype=torch.bool) if self._selected is None else self._selected
+
+    @property
+    def selection(self) -> Selection | None:
+        """Selection of the running epoch, or of the last one, ids ascending; None before the first.
+
+        Made anew when asked for: what is kept is a mask, and the weights in the order of the visit.
+        """
+        plan = self.plan
+        if plan is None:
+            return None
+        indices = ids_of(self.selected)
+        if plan.weights is None:
+            return Selection(indices)
+        weights = torch.ones(self.num_samples).index_copy_(0, plan.order.long(), plan.weights)
+        return Selection(indices, weights.to(indices.device).index_select(0, indices))
+
+    @property
+    def saved_fraction(self) -> float:
+        """Share of the sample-steps of all finished epochs, at full length, that were not trained."""
+        return 1 - self.trained_steps / self.full_steps if self.full_steps else 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done: of ``max_steps``, or else, by whole epochs, of ``max_epochs``."""
+        if self.max_steps is not None:
+            return self.global_step / self.max_steps
+        return self.epoch / self.max_epochs if self.max_epochs else 0.0
+
+    def column(self, name: str) -> Tensor:
+        """Return a column that a method declared, ``(n,)`` or ``(slots, n)``; writes to it are kept and checkpointed.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        if name not in self._columns:
+            raise KeyError(f"Expected the name of a registry column, one of {sorted(self._columns)}, but got {name!r}.")
+        return self._columns[name]
+
+    def has_column(self, name: str) -> bool:
+        """Return whether there is such a column, declared by a method or from a checkpoint."""
+        return name in self._columns
+
+    def add_column(
+        self, name: str, *, fill: float = 0.0, dtype: torch.dtype = torch.float32, slots: int | None = None
+    ) -> None:
+        """Declare per-sample state; what a checkpoint holds under that name is kept.
+
+        Args:
+            name: Name of the column.
+            fill: Initial value.
+            dtype: Type of an element.
+            slots: Values per sample, stored slot by slot ``(slots, n)``; None: one, ``(n,)``.
+
+        Raises:
+            ValueError: If the column exists with another shape or dtype.
+        """
+        shape = (self.num_samples,) if slots is None else (slots, self.num_samples)
+        old = self._columns.get(name)
+        if old is None:
+            self._columns[name] = torch.full(shape, fill, dtype=dtype, device=self.losses.device)
+        elif tuple(old.shape) != shape or old.dtype != dtype:
+            raise ValueError(
+                f"Expected registry column {name!r} of shape {shape} and {dtype}, but the checkpoint holds "
+                f"{tuple(old.shape)} and {old.dtype}. Resume with the arguments that the run was started with."
+            )
+
+    def add_state(self, name: str, initial: Tensor) -> None:
+        """Declare small state that is not per sample; what a checkpoint holds under that name is kept."""
+        self.state.setdefault(name, initial.to(self.losses.device))
+
+    def replace_scores(self: _Table, scores: Tensor) -> _Table:
+        """Return a view of this table whose :attr:`scores` are ``scores`` ``(n,)``; everything else is shared."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__, _scores=scores)
+        return view
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Return all per-sample state on the CPU: ``indices``, ``losses``, ``counts``, and the methods' columns."""
+        ids = torch.arange(self.num_samples)
+        table = {"indices": ids, "losses": self.losses, "counts": self.counts, **self._columns}
+        return {name: values.detach().cpu().clone() for name, values in table.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` as ``.npz`` (also without a suffix) or ``.parquet`` (extra ``export``).
+
+        The file is written beside the target and renamed, so an interrupted write leaves an old file intact.
+
+        Raises:
+            ValueError: If the suffix is another one.
+            ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
+        """
+        path = Path(path)
+        save_table(self.to_dict(), path if path.suffix else path.with_suffix(".npz"))
+
+    def allocate(self, num_samples: int, device: torch.device | str) -> None:
+        """Start a run on ``num_samples`` samples, of which nothing is known."""
+        self.epoch = self.trained_steps = self.full_steps = 0
+        self._selected = self.plan = None
+        self._losses = torch.full((num_samples,), math.nan, device=device)
+        self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
+        self._columns, self.state = {}, {}
+
+    def take_selection(self, selection: Selection) -> None:
+        """Note which samples the coming epoch trains."""
+        mask = None if len(selection) == self.num_samples else selection.mask(self.num_samples)
+        self._selected = None if mask is None else mask.to(self.losses.device)
+
+    @property
+    def selects_all(self) -> bool:
+        """Whether every sample is in the selection."""
+        return self._selected is None
+
+    def count_selected(self) -> None:
+        """Add 1 to the counts of the selected samples."""
+        counts = self.counts
+        counts.add_(1 if self._selected is None else self._selected)
+        if int(counts.max()) == _MOST_INT16:
+            self._counts = counts.int()
+
+    def state_columns(self) -> dict[str, Any]:
+        """Return the table as plain tensors on the CPU, for a checkpoint."""
+        return {
+            "num_samples": self.num_samples,
+            "losses": self.losses.cpu().clone(),
+            "counts": _narrow(self.counts.cpu()),
+            "columns": {name: values.cpu().clone() for name, values in self._columns.items()},
+            "state": {name: values.cpu().clone() for name, values in self.state.items()},
+        }
+
+    def load_columns(self, state: dict[str, Any], num_samples: int, device: torch.device) -> None:
+        """Take over what :meth:`state_columns` returned, for a dataset of ``num_samples``."""
+        if state["num_samples"] != num_samples:
+            raise StateMismatchError(changed_length(state["num_samples"], num_samples))
+        self._selected = self.plan = None
+        self._losses = state["losses"].to(device)
+        counts = state["counts"]
+        self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16)
+        self._columns = {name: values.to(device) for name, values in state.get("columns", {}).items()}
+        self.state = {name: values.to(device) for name, values in state.get("state", {}).items()}
+
+
+def changed_length(before: int, now: int) -> str:
+    """Return the message for per-sample state of a dataset of another length."""
+    return (
+        f"Expected the training dataset of {before} samples that the per-sample state belongs to, but got {now}. "
+        "Resume with the same dataset, or start a new run."
+    )
+
+
+def _allocated(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("Expected per-sample state, but there is none before training starts. Run `trainer.fit`.")
+    return tensor
+
+
+def _narrow(counts: Tensor) -> Tensor:
+    """Return non-negative counts in the smallest integer type that holds them."""
+    top = int(counts.max())
+    dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if top <= torch.iinfo(t).max)
+    return counts.to(dtype, copy=True)

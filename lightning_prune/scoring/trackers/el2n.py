@@ -1,0 +1,68 @@
+"""EL2N (Paul et al., NeurIPS 2021): the length of the error vector, early in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_prune.scoring.trackers.tracker import Batch, Tracker
+
+
+def error_norm(probs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``|| p - onehot(y) ||_2`` in [0, sqrt 2], ``(B,)`` float32.
+
+    Args:
+        probs: Predicted probabilities ``(B, C)``.
+        targets: Class ids ``(B,)``, int64.
+
+    Example:
+        >>> error_norm(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+        tensor([0.7071])
+    """
+    targets = targets[:, None]
+    errors = probs.float().scatter_add(1, targets, -torch.ones_like(targets, dtype=torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(errors, dim=1)
+    return norms
+
+
+class EL2N(Tracker):
+    """Mean error norm over the first epochs; high: hard or mislabelled, kept.
+
+    Args:
+        num_samples: Length of the dataset. None: set by whoever feeds the tracker.
+        num_epochs: Epochs, from the first, that are averaged. Default 10, as in the benchmarks that train one model.
+
+    Note:
+        The paper averages ten runs at one early checkpoint; this is the one-run form of the later benchmarks. A sample
+        not visited in some epoch is averaged over those in which it was.
+
+    References:
+        Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training", NeurIPS 2021,
+        arXiv:2107.07075.
+
+    Example:
+        >>> tracker = EL2N(num_samples=1)
+        >>> tracker.update(torch.tensor([0]), logits=torch.zeros(1, 2), targets=torch.tensor([1]))
+        >>> tracker.compute()
+        tensor([0.7071])
+    """
+
+    def __init__(self, num_samples: int | None = None, num_epochs: int = 10) -> None:
+        super().__init__(num_samples, num_epochs=num_epochs)
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the error norms ``(B,)``."""
+        return error_norm(batch.probs, batch.targets)
+
+    def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
+        """Return empty sums and visit counts."""
+        counts = torch.zeros(num_samples, dtype=torch.int16, device=values.device)
+        return {"sum": torch.zeros(num_samples, device=values.device), "visits": counts}
+
+    def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+        """Add a visit."""
+        return {"sum": old["sum"] + values, "visits": old["visits"] + 1}
+
+    def score(self) -> Tensor:
+        """Return the mean over the visits (0 / 0 = NaN: none)."""
+        return self.state["sum"] / self.state["visits"]

@@ -1,0 +1,399 @@
+"""The score registry: Lightning's hooks, each of which calls the session that runs the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.epoch import RunningEpoch
+from lightning_prune.core.method import Method
+from lightning_prune.core.rng import make_generator
+from lightning_prune.core.sampler import PlanSampler
+from lightning_prune.core.session import Session
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable, changed_length
+from lightning_prune.trainer import private, probe
+from lightning_prune.trainer.mixin import WeightedLossMixin
+from lightning_prune.trainer.schedules import Schedules, warn_if_hidden
+
+
+@final
+class ScoreRegistry(SampleTable, Callback):
+    """Keeps the per-sample state of a run. Attached automatically; list it yourself to set its arguments.
+
+    State changes only at the end of an epoch and is then the same on every rank; so a selection is a function of that
+    state, the seed and the epoch, and a resumed run derives the same one. Per-sample tensors live on the module's
+    device. Without a pruning callback beside it, every epoch is full and losses are only recorded.
+
+    Args:
+        loader: Key (dict) or position (list) of the train DataLoader to prune, where there are several.
+        save_rng: Save the states of the global random generators with each checkpoint and restore them on resume, so
+            that dropout and augmentation go on as if uninterrupted. Nothing else ever touches them.
+        dataset_id: Name of the training dataset, for example a version or a hash of its files. A resumed run with
+            another name, or another dataset class, is warned that per-sample state may belong to other samples.
+        debug_sync: Compare a hash of each epoch's selection and weights across DDP ranks, and stop the run where they
+            differ. One more collective an epoch.
+
+    Attributes:
+        session: The run, which the hooks drive.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> from lightning_prune import InfoBatch
+        >>> callbacks = [ScoreRegistry(loader="labelled"), InfoBatch()]
+        >>> trainer = L.Trainer(callbacks=callbacks, accelerator="cpu", logger=False)
+    """
+
+    def __init__(
+        self,
+        loader: str | int | None = None,
+        save_rng: bool = True,
+        dataset_id: str | None = None,
+        debug_sync: bool = False,
+    ) -> None:
+        super().__init__()
+        self.loader = loader
+        self.save_rng = save_rng
+        self.dataset_id = dataset_id
+        self.debug_sync = debug_sync
+        self.session = Session(self)
+        self._picking: probe.PickingStep | None = None
+        self._pending: dict[str, Any] | None = None
+        self._begin_fit(None, None)
+
+    def _begin_fit(self, trainer: Trainer | None, pl_module: LightningModule | None) -> None:
+        self._trainer, self._module = trainer, pl_module
+        self._loader: private.PlannedLoader | None = None
+        self._fresh_loader = False  # requested since the last epoch began
+        self._first_epoch = True
+        self._resumed = False
+        self._begun: int | None = None  # epoch that is planned already
+        self._late_batches: int | None = None  # length of the epoch, to be told at its first step
+
+    @property
+    def step(self) -> StepRecord:
+        """What the running step and the run exchange."""
+        return self.session.step
+
+    @property
+    def running(self) -> RunningEpoch:
+        """The running epoch.
+
+        Raises:
+            RuntimeError: If none is running.
+        """
+        return self.session.open_epoch
+
+    @property
+    def planned_loader(self) -> private.PlannedLoader:
+        """The user's train loader, and its copy that draws from the plan.
+
+        Raises:
+            RuntimeError: If the fit loop has not requested it yet.
+        """
+        if self._loader is None:
+            raise RuntimeError("Expected the train loader to be planned, but the fit loop has not requested it yet.")
+        return self._loader
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> ScoreRegistry:
+        """Return the trainer's registry.
+
+        Raises:
+            RuntimeError: If it has none.
+        """
+        for callback in private.get_callbacks(trainer):
+            if isinstance(callback, cls):
+                return callback
+        raise RuntimeError("Expected a `ScoreRegistry` among the trainer's callbacks, but there is none before `fit`.")
+
+    @classmethod
+    def attach(cls, trainer: Trainer, pl_module: LightningModule) -> ScoreRegistry:
+        """Return the trainer's registry, first in its list of callbacks and set up for this fit; add one if needed."""
+        callbacks = private.get_callbacks(trainer)
+        found = [callback for callback in callbacks if isinstance(callback, ScoreRegistry)]
+        registry = found[0] if found else cls()
+        # First: bars and checkpoints then see this epoch's state. A new list: Lightning is iterating over the old one.
+        private.set_callbacks(trainer, [registry, *(callback for callback in callbacks if callback is not registry)])
+        registry.setup(trainer, pl_module, "fit")
+        return registry
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and have every train loader that is requested pass through us."""
+        if stage != "fit" or self._trainer is trainer:
+            return
+        callbacks = private.get_callbacks(trainer)
+        methods = [callback for callback in callbacks if isinstance(callback, Method)]
+        if len(methods) > 1:
+            raise MisconfigurationException(
+                f"Expected one pruning method, but got {len(methods)}: {methods}. Keep one of them."
+            )
+        if (registries := sum(isinstance(callback, ScoreRegistry) for callback in callbacks)) > 1:
+            raise MisconfigurationException(f"Expected one `ScoreRegistry` among the callbacks, but got {registries}.")
+        method = methods[0] if methods else None
+        private.check_trainer(trainer)
+        _check_module(pl_module, method)
+        warn_if_hidden(pl_module, method)
+        self._begin_fit(trainer, pl_module)
+        seed = 0 if method is None else method.resolved_seed
+        self.session = Session(self, method, seed=seed, debug_sync=self.debug_sync)
+        private.install_source(trainer, self._plan_loaders)
+
+    def _plan_loaders(self, loaders: Any) -> Any:
+        """Return the user's loaders with a planned copy of the one to prune; called at each request for them."""
+        trainer, session = self._trainer, self.session
+        if trainer is None:
+            return loaders
+        combined, position = private.choose_loader(loaders, self.loader)
+        original = combined.flattened[position]
+        if session.method is not None and session.method.picks_in_batch and len(combined.flattened) > 1:
+            raise MisconfigurationException(
+                f"Expected one train DataLoader, since {type(session.method).__name__} takes batches apart, but got "
+                f"{len(combined.flattened)}. Use a method that selects once an epoch."
+            )
+        shuffle = private.check_loader(original)
+        num_samples = len(original.dataset)
+        if session.running is not None and num_samples != self.num_samples:
+            raise MisconfigurationException(changed_length(self.num_samples, num_samples))
+        sampler = PlanSampler(
+            num_samples, shuffle=shuffle, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
+        )
+        self._loader = private.PlannedLoader(original, sampler)
+        self._fresh_loader = True
+        session.draw_from(self._loader.batch_sampler)
+        session.dataset = [type(original.dataset).__name__, self.dataset_id]
+        planned = self._loader.planned
+        if isinstance(loaders, DataLoader):
+            return planned
+        combined.flattened = [planned if i == position else leaf for i, leaf in enumerate(combined.flattened)]
+        return combined
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse schedules that cannot be scaled."""
+        schedules = Schedules(trainer, self.session)
+        schedules.check(pl_module)
+        self.step.scheduler_calls = schedules.calls
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Allocate or restore the per-sample state; continue an interrupted epoch."""
+        loader, method = self.planned_loader, self.session.method
+        if not loader.is_used_by(trainer):
+            raise MisconfigurationException(
+                "Expected the fit loop to draw from the planned loader, but something replaced it after `setup`. "
+                "Strategies and callbacks that rebuild the train loader cannot be combined with pruning."
+            )
+        if isinstance(pl_module, WeightedLossMixin):
+            pl_module._pruning_step = self.step
+        if method is not None and method.picks_in_batch:
+            self._picking = probe.PickingStep(pl_module, self._pick)
+        self._note_limits(trainer)
+        if self._pending is not None:
+            state, self._pending = self._pending, None
+            with _misconfigured():
+                self.session.restore(state, loader.num_samples, pl_module.device)
+            self._resumed = True
+            self._continue(trainer, state)
+        elif self.num_samples == 0 or trainer.current_epoch == 0:
+            self.session.start(loader.num_samples, pl_module.device)
+        elif self.num_samples != loader.num_samples:
+            raise MisconfigurationException(changed_length(self.num_samples, loader.num_samples))
+
+    def _note_limits(self, trainer: Trainer) -> None:
+        max_epochs = trainer.max_epochs
+        self.max_epochs = max_epochs if max_epochs is not None and max_epochs >= 0 else None
+        self.max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        self.global_step = trainer.global_step
+
+    def _continue(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Go on where the state was saved: between epochs, in the middle of one, or on its last batch."""
+        running = self.session.running
+        if running is None:
+            self._restore_rng()
+            return
+        self._fresh_loader = False
+        if trainer.current_epoch == self.epoch:
+            self._begun, self._first_epoch = self.epoch, False
+            num_batches = private.set_epoch_length(trainer)
+            finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
+            running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_done
+            private.finish_batch_progress(trainer, running.batches_done)
+            private.iterate(trainer, keep_rng=True)
+            self._restore_rng()
+            return
+        # Written on the last batch: Lightning calls neither this epoch's end nor the next one's start.
+        self.session.end_epoch()
+        self._restore_rng()
+        self._begin_epoch(trainer)
+        private.start_epoch_progress(trainer)
+        self._late_batches = int(trainer.num_training_batches)
+        trainer.fit_loop.max_batches = state["batches_done"]  # the loop compares the old epoch's progress with it first
+
+    def _restore_rng(self) -> None:
+        if self.save_rng:
+            self.session.restore_rng()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Select this epoch's samples and make the fit loop follow."""
+        if self._begun != trainer.current_epoch:  # else begun in on_train_start
+            self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: Trainer) -> None:
+        """Plan the coming epoch from the registry's state."""
+        self._begun = trainer.current_epoch
+        self._note_limits(trainer)
+        if self._fresh_loader:  # the loop has just been set up with the loader's full length
+            self.session.full_batches = int(trainer.num_training_batches)
+            self._fresh_loader = False
+        running = self.session.begin_epoch(trainer.current_epoch)
+        if running.plan.weights is not None and not isinstance(self._module, WeightedLossMixin):
+            raise MisconfigurationException(
+                f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
+                f"losses, but `{type(self._module).__name__}` has not got it."
+            )
+        private.set_epoch_length(trainer)
+        # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
+        if self._first_epoch and not private.will_iterate(trainer):
+            is_full = self.epoch == 0 and self.selects_all
+            if self._resumed or not is_full:
+                private.iterate(trainer, keep_rng=not self._resumed)
+        self._first_epoch = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Have the step's weights and log ready."""
+        if self._late_batches is not None:
+            private.set_max_batches(trainer, self._late_batches)
+            self._late_batches = None
+        self.session.begin_step(batch_idx)
+
+    def _pick(self, batch: Any, *args: Any) -> Any:
+        """Return the part of the batch that is trained; called at the start of each step of a batch-level method."""
+        trainer, module = self._fit
+        self.global_step = trainer.global_step
+        if not self.session.picks_now():
+            return batch
+        method = self.session.method
+        probed = probe.probe(module, batch, *args, hook=method is not None and method.picks_by_losses)
+        positions = self.session.pick(probed)
+        return probe.take(module, batch, positions, self.running.batch_length)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Copy the step's losses into the epoch's log."""
+        session, step = self.session, self.step
+        if step.active and step.losses is None:  # else the collate function returned None, and no step was run
+            if session.method is not None and not isinstance(pl_module, WeightedLossMixin):
+                step.batch_loss = private.batch_loss(trainer, outputs)
+                step.losses = session.method.missing_losses(step)
+            _check_called(pl_module, step, outputs)
+        session.end_step(batch_idx)
+        step.active = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the epoch's losses into the registry, the same on every rank, and log what was saved."""
+        session = self.session
+        if session.running is None:  # called once more after a resume from an epoch's end under `max_steps`
+            return
+        metrics = session.end_epoch()
+        if session.method is not None and session.method.log_metrics:
+            pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True)
+            pl_module.log_dict(metrics)
+
+    def refresh_losses(self, indices: Tensor) -> Tensor:
+        """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
+
+        Collective in a DDP run. The module is put into eval mode meanwhile, and nothing in the registry changes.
+        """
+        return probe.losses_by_id(*self._fit, self.planned_loader.original, indices, seed=self._probe_seed)
+
+    def mean_loss(self, loader: DataLoader[Any]) -> Tensor:
+        """Return the mean of a loader's finite losses, a 0-d float64 tensor, as :meth:`refresh_losses` finds them."""
+        return probe.mean_loss(*self._fit, loader, seed=self._probe_seed)
+
+    @property
+    def _fit(self) -> tuple[Trainer, LightningModule]:
+        if self._trainer is None or self._module is None:
+            raise RuntimeError("Expected a running fit, but there is none.")
+        return self._trainer, self._module
+
+    @property
+    def _probe_seed(self) -> int:
+        return make_generator(self.session.seed, self.epoch, "probe").initial_seed()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain tensors and numbers; called on every rank, and collective in a DDP run."""
+        if self.num_samples == 0 or self._pending is not None:
+            return self._pending or {}
+        alone = self._trainer is None or self._trainer.interrupted  # after an exception others may be gone
+        return self.session.state_dict(save_rng=self.save_rng, alone=alone)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts: schedules must still see full epochs when they are configured."""
+        self._pending = dict(state_dict)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the trainer, the loader and the module as they were; the state stays, for a last checkpoint."""
+        self._uninstall(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the trainer, the loader and the module as they were."""
+        if stage == "fit":
+            self._uninstall(trainer, pl_module)
+
+    def _uninstall(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step.active, self.step.scheduler_calls = False, None
+        pl_module.__dict__.pop("_pruning_step", None)
+        if self._picking is not None:
+            self._picking.uninstall()
+            self._picking = None
+        private.uninstall_source(trainer)
+        if self._loader is not None:
+            self._loader.restore(trainer)
+        self._trainer = self._module = self._loader = None
+
+
+@contextmanager
+def _misconfigured() -> Iterator[None]:
+    """Turn the core's refusals of a state into the exception that users of a Trainer expect."""
+    try:
+        yield
+    except StateMismatchError as error:
+        raise MisconfigurationException(str(error)) from error
+
+
+def _check_called(pl_module: LightningModule, step: StepRecord, outputs: Any) -> None:
+    """Raise RuntimeError if the training step should have called ``weighted_loss``, but never did."""
+    if step.losses is not None or not isinstance(pl_module, WeightedLossMixin):
+        return  # the method said that it needs no losses
+    if pl_module.automatic_optimization and isinstance(outputs, dict) and outputs.get("loss") is None:
+        return  # `training_step` returned None: the user skips this batch
+    raise RuntimeError(
+        "Expected `training_step` to call `self.weighted_loss(losses)`, but it never did. Compute the loss "
+        'with `reduction="none"` and return `self.weighted_loss(losses)`.'
+    )
+
+
+def _check_module(pl_module: LightningModule, method: Method | None) -> None:
+    """Refuse a module without the mixin, unless the method can do without."""
+    name = type(pl_module).__name__
+    if isinstance(pl_module, WeightedLossMixin):
+        return
+    hook = callable(getattr(pl_module, "per_sample_loss", None))
+    if method is not None and not method.needs_mixin and method.picks_in_batch and not hook:
+        raise MisconfigurationException(
+            f"Expected per-sample losses for {type(method).__name__} to pick by, but `{name}` does not give them. "
+            f"{probe.HOOK_HINT}"
+        )
+    if method is None or method.needs_mixin or method.weighs_losses:
+        raise MisconfigurationException(
+            f"Expected a module with `WeightedLossMixin`, but `{name}` has not got it. Write "
+            f"`class {name}(WeightedLossMixin, LightningModule)` and return `self.weighted_loss(losses)` from "
+            "`training_step`."
+        )
