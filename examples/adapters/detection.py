@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from lightning_prune import WeightedLossMixin
 Targets = list[dict[str, Tensor]]
 
 
+@final
 class PerImageRetinaNet(RetinaNet):
     """A RetinaNet whose losses are ``(B,)``; parameters and everything else are torchvision's.
 
@@ -38,6 +41,7 @@ class PerImageRetinaNet(RetinaNet):
         return {name: torch.stack([losses[name] for losses in images]) for name in images[0]}
 
 
+@final
 class DetectionModule(WeightedLossMixin, L.LightningModule):
     """A RetinaNet on batches of a list of images ``(3, H, W)`` and a list of dictionaries of boxes and labels.
 

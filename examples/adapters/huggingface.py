@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from lightning_prune import WeightedLossMixin
 
 
+@final
 class HuggingFaceClassifier(WeightedLossMixin, L.LightningModule):
     """Fine-tunes a sequence classifier on batches of its tokenizer's dictionaries, with `labels`.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,7 @@ def hide_tokens(tokens: Tensor, mask_id: int, special: int, share: float = 0.15)
     return seen, torch.where(chosen, tokens, IGNORED)
 
 
+@final
 class MaskedLMModule(WeightedLossMixin, L.LightningModule):
     """A transformer on batches ``(B, T)`` of token ids; the last id of the vocabulary is the mask, 0 pads.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
@@ -16,6 +16,7 @@ IGNORED = 255
 """The label of pixels that do not count: the borders in VOC, the void classes in Cityscapes."""
 
 
+@final
 class SegmentationModule(WeightedLossMixin, L.LightningModule):
     """A model of `torchvision.models.segmentation`.
 

@@ -45,17 +45,10 @@ CHOOSING = ("ContextualDiversity", "CRAIG", "GLISTER", "Herding", "KCenter", "Pr
 Runs = dict[str, Callable[[float], StaticPruning]]
 
 
-class Model(DigitsModel):
-    """The digits model, a quarter as wide."""
-
-    def __init__(self) -> None:
-        super().__init__(width=8)
-
-
-def fit(train: TensorDataset, seed: int, epochs: int, callback: L.Callback | None = None) -> Model:
+def fit(train: TensorDataset, seed: int, epochs: int, callback: L.Callback | None = None) -> DigitsModel:
     """Train once and return the model."""
     L.seed_everything(seed, verbose=False)
-    model = Model()
+    model = DigitsModel(width=8)  # a quarter as wide
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -70,7 +63,7 @@ def fit(train: TensorDataset, seed: int, epochs: int, callback: L.Callback | Non
 
 
 @torch.no_grad()
-def accuracy(model: Model, held_out: TensorDataset) -> float:
+def accuracy(model: DigitsModel, held_out: TensorDataset) -> float:
     """Return the accuracy on the test images, in percent."""
     images, targets = held_out.tensors
     return 100 * float((model(images).argmax(1) == targets).float().mean())

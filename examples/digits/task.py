@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC
+from typing import final
+
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_prune import WeightedLossMixin
 
 
+@final
 class DigitsData(L.LightningDataModule):
     """Digits, 1,437 to train on and 360 to test on.
 
@@ -42,27 +46,20 @@ class DigitsData(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-class DigitsModel(WeightedLossMixin, L.LightningModule):
-    """Two convolutions and a linear layer, trained with a OneCycle schedule.
+class DigitsClassifier(WeightedLossMixin, L.LightningModule, ABC):
+    """Base of the models: features of an image, a linear layer on them, and a OneCycle schedule.
 
     Args:
-        width: Channels of the first convolution.
+        body: From images ``(B, 1, 8, 8)`` to features ``(B, D)``.
+        head: From features to logits ``(B, 10)``.
         lr: Highest learning rate.
     """
 
-    def __init__(self, width: int = 32, lr: float = 0.02) -> None:
+    def __init__(self, body: nn.Module, head: nn.Module, lr: float) -> None:
         super().__init__()
         self.lr = lr
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
-            nn.BatchNorm2d(2 * width),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(32 * width, 10)
+        self.body = body
+        self.head = head
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,3 +90,25 @@ class DigitsModel(WeightedLossMixin, L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@final
+class DigitsModel(DigitsClassifier):
+    """Two convolutions and a linear layer.
+
+    Args:
+        width: Channels of the first convolution.
+        lr: Highest learning rate.
+    """
+
+    def __init__(self, width: int = 32, lr: float = 0.02) -> None:
+        body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        super().__init__(body, nn.Linear(32 * width, 10), lr)

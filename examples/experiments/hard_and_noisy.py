@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import final
 
 import lightning.pytorch as L
 import torch
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[[float], PruningCallback]] = {
 }
 
 
+@final
 class _Watch(L.Callback):
     """Keeps the losses and the selection of each epoch."""
 

@@ -14,20 +14,21 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product, repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from examples.digits.task import DigitsData, DigitsModel
+from examples.digits.task import DigitsClassifier, DigitsData, DigitsModel
 from examples.experiments.training import quiet, train
 from lightning_prune import AlignPrune, InfoBatch, OrderDP, PruningCallback, RandomPruning
 from lightning_prune.data import inject_label_noise
 
 
-class NoisyDigits(DigitsData):
+@final
+class NoisyDigits(L.LightningDataModule):
     """Digits of which a share of the training labels is wrong; the dataset's ``flipped`` ``(n,)`` says which.
 
     Args:
@@ -38,31 +39,41 @@ class NoisyDigits(DigitsData):
     """
 
     def __init__(self, noise: str = "symmetric", rate: float = 0.4, batch_size: int = 32, split_seed: int = 0) -> None:
-        super().__init__(batch_size, split_seed)
+        super().__init__()
+        self.clean = DigitsData(batch_size, split_seed)
         self.noise = noise
         self.rate = rate
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
-        images, labels = self.train.tensors
-        generator = torch.Generator().manual_seed(self.split_seed)
+        self.clean.setup(stage)
+        images, labels = self.clean.train.tensors
+        generator = torch.Generator().manual_seed(self.clean.split_seed)
         noisy, flipped = inject_label_noise(labels, self.noise, self.rate, 10, generator=generator)
         self.train = TensorDataset(images, noisy)
         self.train.flipped = flipped
 
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, self.clean.batch_size, shuffle=True)
 
-class NoisyModel(DigitsModel):
+    def val_dataloader(self) -> DataLoader:
+        return self.clean.val_dataloader()
+
+
+@final
+class NoisyModel(DigitsClassifier):
     """A layer of 128 units, which learns the rule well before it memorises the exceptions, as large networks do."""
 
     def __init__(self) -> None:
-        super().__init__(lr=0.05)
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        DigitsModel()  # the documented runs drew its random weights first
+        body = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU())
+        super().__init__(body, nn.Linear(128, 10), lr=0.05)
 
 
 Make = Callable[[Tensor], PruningCallback | None]
 """Makes a method, given which labels are wrong ``(n,)``."""
 
 
+@final
 class Setting(NamedTuple):
     """One row of a table."""
 

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 
 from lightning_prune import RePB, ScoreRegistry, Selection
 from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.methods.repb import _CHANCE
 
 
-class RePBWithoutResampling(RePB):
-    """A sample that has left never returns."""
+@final
+class RePBWithoutResampling(ScoreWrapper):
+    """A sample that has left never returns.
+
+    Args:
+        prune_ratio: That of RePB.
+        seed: That of RePB.
+    """
+
+    def __init__(self, prune_ratio: float = 0.5, *, seed: int | None = None) -> None:
+        super().__init__(RePB(prune_ratio, seed=seed))
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        return self.base.select(registry, epoch, generator)
 
     def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
-        super().on_epoch_recorded(registry, record)
+        self.base.on_epoch_recorded(registry, record)
         absent = torch.ones(registry.num_samples, dtype=torch.bool)
         absent[registry.selection.indices] = False
         registry.column(_CHANCE)[absent] = 0.0
 
 
-class RePBWithoutRescaling(RePB):
-    """All losses weigh 1."""
+@final
+class RePBWithoutRescaling(ScoreWrapper):
+    """All losses weigh 1.
+
+    Args:
+        prune_ratio: That of RePB.
+        seed: That of RePB.
+    """
+
+    def __init__(self, prune_ratio: float = 0.5, *, seed: int | None = None) -> None:
+        super().__init__(RePB(prune_ratio, seed=seed))
 
     def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
-        return Selection(super().select(registry, epoch, generator).indices)
+        return Selection(self.base.select(registry, epoch, generator).indices)
+
+    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        self.base.on_epoch_recorded(registry, record)

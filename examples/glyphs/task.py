@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import final
 
 import lightning.pytorch as L
 import torch
@@ -70,6 +71,7 @@ def _distance(pixels: Tensor, ends: Tensor) -> Tensor:
     return (square - 2 * t * dot + t**2 * length).clamp(min=0).sqrt().amin(1)
 
 
+@final
 class GlyphData(L.LightningDataModule):
     """Glyphs of equally many classes; drawn anew in each process, in a few seconds.
 
@@ -111,6 +113,7 @@ class GlyphData(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
+@final
 class GlyphModel(WeightedLossMixin, L.LightningModule):
     """Three strided convolutions and a linear layer, trained with SGD and a OneCycle schedule.
 

@@ -6,6 +6,7 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path
+from typing import final
 
 import lightning.pytorch as L
 import torch
@@ -16,6 +17,7 @@ WORD = re.compile(r"\w+|[^\w\s]")
 PAD, UNKNOWN = 0, 1
 
 
+@final
 class TextData(L.LightningDataModule):
     """Rows of a label and texts: ``"3","Title","Body"``, as in AG News, Yelp or DBpedia's csv files.
 

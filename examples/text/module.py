@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from examples.text.data import PAD
 from lightning_prune import WeightedLossMixin
 
 
+@final
 class TextModule(WeightedLossMixin, L.LightningModule):
     """Embeddings, an encoder, the mean over the words, a linear layer; trained from scratch.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import torch
 import torchvision
@@ -17,6 +17,7 @@ STATISTICS = {  # mean and standard deviation of the training images' channels
 }
 
 
+@final
 class CIFARData(ImageData):
     """CIFAR from torchvision: ``root/cifar-10-batches-py`` or ``root/cifar-100-python``, downloaded if missing.
 
@@ -48,7 +49,8 @@ class CIFARData(ImageData):
         return train, cls(self.root, train=False, transform=v2.Compose(tensor))
 
 
-class CIFARNData(CIFARData):
+@final
+class CIFARNData(ImageData):
     """CIFAR whose training labels were given by people: Wei et al., "Learning with Noisy Labels Revisited", ICLR 2022.
 
     Args:
@@ -71,18 +73,22 @@ class CIFARNData(CIFARData):
         batch_size: int = 128,
         num_workers: int = 4,
     ) -> None:
-        super().__init__(name, root, batch_size, num_workers)
+        super().__init__(root, batch_size, num_workers)
+        self.clean = CIFARData(name, root, batch_size, num_workers)
         self.labels_file = labels_file
         self.label_set = label_set
 
+    def prepare_data(self) -> None:
+        self.clean.prepare_data()
+
     def datasets(self) -> tuple[Dataset, Dataset]:
-        train, held_out = super().datasets()
+        train, held_out = self.clean.datasets()
         labels = torch.load(self.labels_file, weights_only=False)  # NumPy arrays, pickled
         if self.label_set not in labels:
             raise ValueError(f"Expected `label_set` to be one of {sorted(labels)}, but got {self.label_set!r}.")
         if list(labels["clean_label"]) != train.targets:
             raise ValueError(
-                f"Expected {self.labels_file} to hold the labels of {self.name} in torchvision's order, but its "
+                f"Expected {self.labels_file} to hold the labels of {self.clean.name} in torchvision's order, but its "
                 "`clean_label` differs from the data set's labels."
             )
         train.targets = [int(label) for label in labels[self.label_set]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import final
 
 from torch.utils.data import Dataset
 
 from examples.vision.data import ImageData, ListedImages, cropping
 
 
+@final
 class Clothing1MData(ImageData):
     """The release as it unpacks: key lists, labels by key, and ``images/0`` to ``images/9``.
 

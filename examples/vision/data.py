@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class ImageData(L.LightningDataModule):
+class ImageData(L.LightningDataModule, ABC):
     """Loaders around the two data sets that a subclass's ``datasets()`` returns, for training and for validation.
 
     Args:
@@ -29,8 +30,9 @@ class ImageData(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
 
+    @abstractmethod
     def datasets(self) -> tuple[Dataset, Dataset]:
-        raise NotImplementedError
+        """Return the data to train on, and to validate on."""
 
     def setup(self, stage: str) -> None:
         self.train, self.held_out = self.datasets()
@@ -52,6 +54,7 @@ class ImageData(L.LightningDataModule):
         )
 
 
+@final
 class ListedImages(Dataset):
     """Images by path, with their labels, as (tensor, int); in the order of the list.
 

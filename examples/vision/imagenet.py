@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from examples.vision.data import IMAGENET, ImageData, centre, to_tensor
 
 
+@final
 class ImageNetData(ImageData):
     """Any pair of image folders with one folder a class; random resized crops and flips to train.
 

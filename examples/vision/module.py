@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import lightning.pytorch as L
 import timm
@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from lightning_prune import WeightedLossMixin
 
 
+@final
 class VisionModule(WeightedLossMixin, L.LightningModule):
     """A model, its loss per sample, its optimizer and its schedule, all by name.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import final
 
 from torch.utils.data import Dataset
 
 from examples.vision.data import ImageData, ListedImages, cropping
 
 
+@final
 class WebVisionData(ImageData):
     """The resized release as it unpacks: ``info/*_filelist*.txt``, ``google/q0001/*.jpg``, ``val_images_256/*.jpg``.
 

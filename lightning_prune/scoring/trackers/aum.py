@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def target_margin(values: Tensor, targets: Tensor) -> Tensor:
     return values.float().gather(1, targets).squeeze(1) - others.amax(1)
 
 
+@final
 class AUM(Tracker):
     """Sum of the target's margin over all epochs; low: hard or mislabelled.
 

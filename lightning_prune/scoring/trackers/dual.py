@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
-from lightning_prune.scoring.trackers.dynunc import DynUnc
+from lightning_prune.scoring.trackers._windowed import WindowedTracker
 
 
-class DUAL(DynUnc):
+@final
+class DUAL(WindowedTracker):
     """Mean over all windows of ``10 std(q) (1 - mean(q))``, q the target's probability; high: kept.
 
     Args:
@@ -44,7 +47,7 @@ class DUAL(DynUnc):
         super().__init__(num_samples, window, num_epochs=num_epochs)
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
-        """Return the state of :class:`DynUnc` and an empty sum of q."""
+        """Return the state of the windows, and an empty sum of q."""
         return {**super().initial(num_samples, values), "prob_sum": torch.zeros(num_samples, device=values.device)}
 
     def spread(self, window: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
-from lightning_prune.scoring.trackers.tracker import Batch, Tracker
+from lightning_prune.scoring.trackers._mean import MeanTracker
+from lightning_prune.scoring.trackers.tracker import Batch
 
 
 def error_norm(probs: Tensor, targets: Tensor) -> Tensor:
@@ -25,7 +28,8 @@ def error_norm(probs: Tensor, targets: Tensor) -> Tensor:
     return norms
 
 
-class EL2N(Tracker):
+@final
+class EL2N(MeanTracker):
     """Mean error norm over the first epochs; high: hard or mislabelled, kept.
 
     Args:
@@ -47,22 +51,6 @@ class EL2N(Tracker):
         tensor([0.7071])
     """
 
-    def __init__(self, num_samples: int | None = None, num_epochs: int = 10) -> None:
-        super().__init__(num_samples, num_epochs=num_epochs)
-
     def measure(self, batch: Batch) -> Tensor:
         """Return the error norms ``(B,)``."""
         return error_norm(batch.probs, batch.targets)
-
-    def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
-        """Return empty sums and visit counts."""
-        counts = torch.zeros(num_samples, dtype=torch.int16, device=values.device)
-        return {"sum": torch.zeros(num_samples, device=values.device), "visits": counts}
-
-    def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-        """Add a visit."""
-        return {"sum": old["sum"] + values, "visits": old["visits"] + 1}
-
-    def score(self) -> Tensor:
-        """Return the mean over the visits (0 / 0 = NaN: none)."""
-        return self.state["sum"] / self.state["visits"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor
 
 from lightning_prune.scoring.trackers.tracker import Batch, Tracker
@@ -22,6 +24,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(1)
 
 
+@final
 class Entropy(Tracker):
     """Entropy of the last epoch's prediction, in nats; high: uncertain, kept.
 

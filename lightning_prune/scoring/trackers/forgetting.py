@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lightning_prune.scoring.trackers.tracker import Batch, Tracker
 _VISITED, _CORRECT, _LEARNED = 1, 2, 4
 
 
+@final
 class Forgetting(Tracker):
     """Number of epochs with a wrong prediction right after one with a right prediction; high: hard to keep, kept.
 

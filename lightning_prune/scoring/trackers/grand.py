@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor
 
-from lightning_prune.scoring.trackers.el2n import EL2N, error_norm
+from lightning_prune.scoring.trackers._mean import MeanTracker
+from lightning_prune.scoring.trackers.el2n import error_norm
 from lightning_prune.scoring.trackers.tracker import Batch
 
 
@@ -27,7 +30,8 @@ def last_layer_grad_norm(probs: Tensor, targets: Tensor, features: Tensor) -> Te
     return error_norm(probs, targets) * (1 + features.float().square().sum(1)).sqrt()
 
 
-class GraNd(EL2N):
+@final
+class GraNd(MeanTracker):
     """Mean gradient norm of the last layer over the first epochs; high: hard or mislabelled, kept.
 
     Args:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor
 
 from lightning_prune.scoring.trackers.tracker import Batch, Tracker
 
 
+@final
 class Margin(Tracker):
     """Largest minus second largest probability of the last epoch's prediction; low: uncertain, kept. Needs no labels.
 

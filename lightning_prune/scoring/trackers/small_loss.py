@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor
 
 from lightning_prune.scoring.trackers.tracker import Batch, Tracker
 
 
+@final
 class SmallLoss(Tracker):
     """Loss of the last epoch; low: probably clean, kept.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def tdds(probs: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
     return (decay * torch.pow(1 - decay, ages[:, None]) * spread).sum(0)
 
 
+@final
 class TDDS(Tracker):
     """Temporal dual-depth score; high: the sample's contribution varies much over training, kept. Needs no labels.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lightning_prune.scoring._inputs import check_matrix, check_targets
 STATE_VERSION = 1
 
 
+@final
 class Batch:
     """A checked training batch, and what several scores make of it, computed once.
 
@@ -64,13 +66,14 @@ def _check(name: str, value: Tensor | None, rows: int) -> Tensor:
     return value.detach().float()
 
 
-class Tracker:
+class Tracker(ABC):
     """Turns what training batches show of each sample into one score per sample.
 
-    A subclass says what one visit measures (:meth:`measure`), how a sample's state takes it in (:meth:`fold`), and what
-    the score is (:meth:`score`). The rest is here: a sample counts once per epoch, by its first visit; further ones
-    (a sampler's padding) are ignored. A visit whose measurement is NaN or infinite is no visit. A sample without a
-    score has NaN: nothing is ever invented. Updates run on the device of the inputs, without a host sync.
+    A subclass says what one visit measures (:meth:`measure`) and, unless the score is the last measurement, how a
+    sample's state takes it in (:meth:`fold`) and what the score is (:meth:`score`). The rest is here: a sample counts
+    once per epoch, by its first visit; further ones (a sampler's padding) are ignored. A visit whose measurement is NaN
+    or infinite is no visit. A sample without a score has NaN: nothing is ever invented. Updates run on the device of
+    the inputs, without a host sync.
 
     State is measured in the training forward pass (training mode, augmented), before the step's update. With mixup or
     cutmix the logits belong to mixed targets: pass those of an unmixed view.
@@ -106,11 +109,9 @@ class Tracker:
         self.state: dict[str, Tensor] = {}
         self._seen: Tensor | None = None  # who was visited this epoch; freed between epochs
 
-    # ------------------------------------------------------------------------------------------- what a subclass says
-
+    @abstractmethod
     def measure(self, batch: Batch) -> Tensor:
         """Return what a visit shows of each sample, ``(B,)`` or ``(B, m)`` float32, from the inputs in ``needs``."""
-        raise NotImplementedError
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return the state of samples never visited; ``values`` is a first measurement, for its shape and device."""
@@ -123,8 +124,6 @@ class Tracker:
     def score(self) -> Tensor:
         """Return the scores ``(n,)`` of the state, NaN where there is none."""
         return self.state["value"].clone()
-
-    # ---------------------------------------------------------------------------------------------------- public API
 
     def update(
         self,
