@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any, NoReturn, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -75,6 +75,7 @@ def _is_method(name: str) -> bool:
     return isinstance(thing, type) and issubclass(thing, base) and thing is not base
 
 
+@final
 class _Parser(LightningArgumentParser):
     """A parser that answers a mistake with the mistake, not with a page of usage."""
 
@@ -83,6 +84,7 @@ class _Parser(LightningArgumentParser):
         raise SystemExit(2)
 
 
+@final
 class _SaveConfig(SaveConfigCallback):
     """Saves the configuration into the run's folder; without a logger there is none, and nothing is overwritten."""
 
@@ -91,6 +93,7 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+@final
 class PruneCLI(LightningCLI):
     """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ def dataset_column(dataset: Dataset[Any], name: str | int) -> Tensor:
     return values
 
 
+@final
 class PruningMonitor(Callback):
     """Logs, after each epoch, what its selection was; the training is not affected.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ def limit_density(positions: Tensor, explore_size: int, exploit_size: int) -> Te
     return explore_size * (ways + torch.xlogy(hits, z) + torch.xlogy(trials - hits, 1 - z)).exp().sum(-1)
 
 
+@final
 @dataclass(frozen=True)
 class Unbiasedness:
     """How far the weighted sum over random selections lies from a target, see :func:`check_unbiased`.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 
+@final
 class StateMismatchError(ValueError):
     """Raised where a run is not the one that its saved state belongs to; the message says in what they differ."""
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ _BATCHES_AT_ONCE = 64
 """Batches whose views of the weights and of the log are cut in one call: each on its own takes as long as the copy."""
 
 
+@final
 @dataclass(frozen=True)
 class EpochRecord:
     """What an epoch recorded, on all ranks together, in the order of the visit.
@@ -69,6 +70,7 @@ def check_same_on_all_ranks(selection: Selection, epoch: int, device: torch.devi
         )
 
 
+@final
 class RunningEpoch:
     """Hands each step its slice of the epoch's weights, and keeps what the steps record, in the order of the plan.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import final
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ def random_submask(mask: Tensor, count: int, generator: torch.Generator) -> Tens
     return drawn
 
 
+@final
 @dataclass(frozen=True)
 class Selection:
     """The samples that an epoch trains on.
@@ -148,6 +150,7 @@ class Selection:
             raise ValueError(f"Expected a selection without repeats, but {len(self) - distinct} ids are there twice.")
 
 
+@final
 @dataclass(frozen=True)
 class EpochPlan:
     """The order in which the ranks together visit a selection.

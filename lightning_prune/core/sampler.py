@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import final
 
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler
@@ -13,6 +14,7 @@ _BATCHES_PER_CHUNK = 64
 """Batches turned into Python ints at a time: a whole epoch as a list would cost 40 bytes a sample."""
 
 
+@final
 class PlanSampler(DistributedSampler[int]):
     """Yields the sample ids of one rank's shard of the plan.
 
@@ -70,6 +72,7 @@ class PlanSampler(DistributedSampler[int]):
         """Do nothing: the plan knows its epoch."""
 
 
+@final
 class PlanBatchSampler(Sampler[list[int]]):
     """Yields the batches of a plan; takes the place of a plain `BatchSampler`.
 
@@ -104,6 +107,7 @@ class PlanBatchSampler(Sampler[list[int]]):
             yield ids[whole:end].tolist()
 
 
+@final
 class RecordingBatchSampler(Sampler[list[int]]):
     """Wraps a user's own batch sampler over a `PlanSampler` and remembers the batches that it formed.
 

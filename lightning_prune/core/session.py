@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ BatchSource = PlanBatchSampler | RecordingBatchSampler
 """What a loader draws the batches of a plan from."""
 
 
+@final
 class Session:
     """Runs a method's epochs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ _REDUCTION_HINT = (
 )
 
 
+@final
 class Probed(BaseException):
     """Ends a training step that was only run to learn its losses, once ``weighted_loss`` knows them.
 
@@ -40,6 +41,7 @@ class RunningBatch(Protocol):
         """Return the loss weights ``(B,)`` of samples by id, or None where nothing is weighted."""
 
 
+@final
 class StepRecord:
     """What one training step and the run exchange: weights in, detached per-sample values out.
 

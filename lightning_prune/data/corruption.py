@@ -7,6 +7,7 @@ lengths scale with the side. They are meant as a one-off change of a dataset, no
 from __future__ import annotations
 
 import math
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from lightning_prune.core.checks import check_ratio
 from lightning_prune.core.rng import resolve_generator
 
 
+@final
 class GaussianNoise(nn.Module):
     """Add ``N(0.2, 1)`` to each value on the scale of [0, 1], and clip.
 
@@ -37,6 +39,7 @@ class GaussianNoise(nn.Module):
         return _to_uint8(images + 255 * noise)
 
 
+@final
 class Occlusion(nn.Module):
     """Black out a fixed rectangle: rows and columns 5 to 20 of 32."""
 
@@ -49,6 +52,7 @@ class Occlusion(nn.Module):
         return occluded
 
 
+@final
 class LowResolution(nn.Module):
     """Shrink to a quarter of the side and back, bicubic with antialiasing, as Pillow does."""
 
@@ -62,6 +66,7 @@ class LowResolution(nn.Module):
         return batch.reshape(images.shape)
 
 
+@final
 class Fog(nn.Module):
     """Mix with grey, ``I t + 0.5 (1 - t)`` with ``t = exp(-0.4 (sqrt 32 - 0.04 r))``, r the distance from the centre.
 
@@ -80,6 +85,7 @@ class Fog(nn.Module):
         return _to_uint8(images * clarity + 0.5 * 255 * (1 - clarity))
 
 
+@final
 class MotionBlur(nn.Module):
     """Blur along a line of 15 of 32 pixels, then stretch the image's values to [0, 255]."""
 

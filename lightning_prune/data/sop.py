@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from lightning_prune.scoring._inputs import check_matrix, check_targets
 _SMALL = 1e-4
 
 
+@final
 class SOPLoss(nn.Module):
     """Per-sample loss whose own parameters absorb the label noise; any pruning callback composes with it.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -74,13 +76,13 @@ class PeriodicPruning(PruningCallback):
         self.every_n_epochs = every_n_epochs
         self.smoothing = smoothing
 
+    @abstractmethod
     def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Return ``k`` samples, unweighted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, registry: SampleTable, record: EpochRecord) -> None:
         """Take the losses of an epoch into the statistics."""
-        raise NotImplementedError
 
     def setup_columns(self, registry: SampleTable) -> None:
         """Declare the choice in force."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
+import torch
 from torch import Tensor
 
 from lightning_prune.core.checks import check_int
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -49,6 +54,14 @@ class ScoreWrapper(PruningCallback):
         self.base = base
         self.record_names = base.record_names
         self.weighs_losses = base.weighs_losses
+
+    @abstractmethod
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
+        """Return what the base selects by the scores that it is handed."""
+
+    @abstractmethod
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
+        """Make the scores anew, and hand the epoch on to the base."""
 
     def setup_columns(self, registry: SampleTable) -> None:
         """Declare the base's state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -205,6 +205,7 @@ _CORRELATIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor], Tenso
 }
 
 
+@final
 class AlignPrune(ScoreWrapper):
     """Have ``base`` prune samples whose losses do not follow a reference's: under label noise, the mislabelled ones.
 

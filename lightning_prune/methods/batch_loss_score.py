@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from lightning_prune.trainer.callback import PruningCallback
 _COLUMN = "batch_loss_score"
 
 
+@final
 class BatchLossScore(ScoreWrapper):
     """Have ``base`` rank by batch losses, for tasks whose loss cannot be split by sample.
 

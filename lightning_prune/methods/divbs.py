@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,7 @@ def divbs(
     return picks
 
 
+@final
 class DivBS(PruningCallback):
     """Train on a diverse part of each batch that stands for all of it; ``prune_ratio`` is the share of it left out.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,7 @@ def _highest(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return above.index_fill_(0, ties, True)
 
 
+@final
 class EpsilonGreedy(PeriodicPruning):
     """Train on the samples of the highest average loss and some random ones; ``prune_ratio`` is of all samples.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,7 @@ def _mastered(losses: list[Tensor], threshold: float) -> Tensor:
     return total < threshold * (len(losses) - 3)
 
 
+@final
 class IES(PruningCallback):
     """Skip the samples that are mastered: whose loss has stopped to change, or changes at a steady pace.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ def _systematic_mask(inclusion: Tensor, generator: torch.Generator) -> Tensor:
     return keep.index_fill_(0, shuffled.index_select(0, ids_of(drawn)), True)
 
 
+@final
 class ImportanceSampling(PruningCallback):
     """Draw each epoch's samples in proportion to their gradient's norm, without repeats; ``prune_ratio`` is of all.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ def infobatch(
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
 
 
+@final
 class InfoBatch(PruningCallback):
     """Skip a share of the samples whose loss is below the mean; ``prune_ratio`` is that share, not of all samples.
 

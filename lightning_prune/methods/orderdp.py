@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -94,6 +96,7 @@ def orderdp_inclusion(num_samples: int, explore_size: int, exploit_size: int) ->
     return gamma
 
 
+@final
 class OrderDP(PruningCallback):
     """Train on the hardest of a random candidate set; the number kept is the same in every epoch.
 

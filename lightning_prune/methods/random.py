@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import final
 
 import torch
 
@@ -25,6 +26,7 @@ def random_subset(num_samples: int, k: int, *, generator: torch.Generator | None
     return Selection.from_mask(random_submask(everyone, k, resolve_generator(generator)))
 
 
+@final
 class RandomPruning(PruningCallback):
     """Train each epoch on a fresh uniform subset; ``prune_ratio`` is the share of all samples left out.
 

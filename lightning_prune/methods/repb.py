@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -191,6 +191,7 @@ def _chances(prune_ratio: float, rows: Tensor, inside: Tensor | None) -> Tensor:
     return chances if valid is None else chances.where(valid, 1)
 
 
+@final
 class RePB(PruningCallback):
     """Skip samples whose score lies below the mean of the batches they were trained in; ``prune_ratio`` is a coin.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lightning_prune.trainer.callback import PruningCallback
 _COLUMN = "irreducible_losses"
 
 
+@final
 class RHOLoss(PruningCallback):
     """Train on the samples of each batch with the highest reducible loss; ``prune_ratio`` is the share left out.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,7 @@ def _first_outside(ids: Tensor, others: Tensor, count: int, n: int) -> Tensor:
     return outside & (outside.cumsum(0) <= count)
 
 
+@final
 class RS2(PruningCallback):
     """Train each epoch on the next block of a random permutation; ``prune_ratio`` is the share of all samples left out.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -38,6 +40,7 @@ def selective_backprop_probs(num_samples: int, keep_ratio: float) -> Tensor:
     return weights / weights.sum()
 
 
+@final
 class SelectiveBackprop(PruningCallback):
     """Train on a part of each batch, drawn in favour of high losses; ``prune_ratio`` is the share of it left out.
 

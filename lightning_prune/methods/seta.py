@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -186,6 +188,7 @@ def _in_window(values: Tensor, epoch: int, num_groups: int, window_scale: float,
     return inside
 
 
+@final
 class SeTa(PruningCallback):
     """Train on a window of loss groups that slides from epoch to epoch; ``prune_ratio`` is only the random share first.
 

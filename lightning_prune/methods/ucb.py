@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ def ucb_update(mean: Tensor, var: Tensor, losses: Tensor, smoothing: float) -> t
     return torch.where(finite, new_mean, mean), torch.where(finite, new_var, var)
 
 
+@final
 class UCB(PeriodicPruning):
     """Train on the samples of the highest average loss plus ``confidence`` times its variance; the others are left out.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,6 +39,7 @@ _STEPS = 32
 """Steps recorded before the trackers are fed: their small kernels then cost next to nothing a step."""
 
 
+@final
 class ScoreRecorder(Callback):
     """Collects scores while a model trains, and writes a score file for :class:`StaticPruning` at the end.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 Keep = Literal["high", "low", "middle"]
 
 
+@final
 @dataclass(frozen=True)
 class ScoreFile:
     """The content of a score file; :func:`score_module` returns one, :meth:`save` writes it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -25,6 +25,7 @@ from lightning_prune.trainer.callback import PruningCallback
 _SELECTORS = ("top", "middle", "ccs", "beta")
 
 
+@final
 class StaticPruning(PruningCallback):
     """Train every epoch on the same coreset; ``prune_ratio`` is the share of all samples left out.
 

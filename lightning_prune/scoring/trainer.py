@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -25,6 +25,7 @@ from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
 
+@final
 class ScoringTrainer(Trainer):
     """Lightning's Trainer, which can also score a training set."""
 

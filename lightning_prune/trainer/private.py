@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, final
 
 import lightning
 import torch
@@ -76,6 +76,7 @@ def _check_strategy(strategy: Strategy, world_size: int) -> None:
             )
 
 
+@final
 class _PlannedSource(_DataLoaderSource):
     """Stands in for a fit loop's data source and passes what it returns through ``transform``."""
 
@@ -208,6 +209,7 @@ def _shuffles(loader: DataLoader[Any]) -> bool:
     )
 
 
+@final
 class PlannedLoader:
     """A user's loader and a shallow copy of it that draws from a plan; the user's is not modified.
 

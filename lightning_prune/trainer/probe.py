@@ -8,7 +8,7 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -137,6 +137,7 @@ def take(module: LightningModule, batch: Any, positions: Tensor, size: int) -> A
     return take_samples(batch, positions, size) if own is None else own(batch, positions)
 
 
+@final
 class PickingStep:
     """Stands in for a module's ``training_step`` during a fit, and trains only the part of a batch that is picked.
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.probe import evaluating, probe
 
 
+@final
 class Features:
     """What a trained module shows of each sample, row i of sample i.
 
@@ -218,6 +219,7 @@ def _show(module: nn.Module, batch: Any, batch_idx: int, size: int, head: _LastL
     return checked
 
 
+@final
 class _LastLinear:
     """Notes the linear layer that ran last, and its input."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,7 @@ def craig(output_grads: Tensor, features: Tensor, targets: Tensor, keep_ratio: f
     return Selection(torch.cat(indices), torch.cat(weights).float())
 
 
+@final
 class _Distances:
     """Distances of the last-layer gradients of one class, a block of columns at a time."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from lightning_prune.scoring.trackers.tracker import Tracker
 from lightning_prune.trainer.probe import evaluating
 
 
+@final
 @dataclass(frozen=True)
 class _Result:
     scores: Tensor
