@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.ratio import MEASURED, RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 
@@ -43,6 +44,10 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
     picks_by_losses: ClassVar[bool] = True
     """Whether :meth:`pick` reads losses only, which a module may give by a cheaper ``per_sample_loss(batch)``."""
+    set_by_ratio: ClassVar[RatioSetting | None] = None
+    """How a ratio sets the arguments of its ``__init__``, for :func:`ratio_setting`. None: it does not say."""
+    needs_arguments: ClassVar[tuple[str, str] | None] = None
+    """Why its name alone does not set it up, and the arguments to give, in yaml. None: its name is enough."""
 
     def __init__(
         self,
@@ -117,3 +122,39 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
             if name not in {"self", *shared} and hasattr(self, name)
         ]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+def arguments_of(method: type[Method]) -> dict[str, Any]:
+    """Return what a method's ``__init__`` takes, and the defaults, or `inspect.Parameter.empty` where there is none.
+
+    What ``**kwargs`` hands on to the ``__init__`` of a base class is included.
+
+    Example:
+        >>> class Mine(Method):
+        ...     def __init__(self, sharpness, prune_ratio=0.5, **kwargs):
+        ...         super().__init__(**kwargs)
+        >>> list(arguments_of(Mine))
+        ['sharpness', 'prune_ratio', 'seed', 'warmup_epochs', 'scale_lr_schedule', 'log']
+    """
+    found: dict[str, Any] = {}
+    for cls in method.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+        handed_on = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+        found |= {p.name: p.default for p in parameters if p.name not in found and p.kind is not p.VAR_POSITIONAL}
+        if not handed_on:
+            break
+        del found[handed_on[0].name]
+    return found
+
+
+def ratio_setting(method: type[Method]) -> RatioSetting | None:
+    """Return how a ratio sets a method; None: no argument of it is a ratio, as far as one can tell.
+
+    What a base class says of its ``__init__`` does not hold for one that a derived class puts in its place. A method
+    that says nothing and takes a ``prune_ratio`` is to be measured.
+    """
+    owner = next(cls for cls in method.__mro__ if "__init__" in vars(cls) or "set_by_ratio" in vars(cls))
+    said: RatioSetting | None = vars(owner).get("set_by_ratio")
+    return said or (MEASURED if "prune_ratio" in arguments_of(method) else None)

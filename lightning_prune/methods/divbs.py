@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.plan import num_keep
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
@@ -127,6 +128,7 @@ class DivBS(PruningCallback):
     ranks_by_scores = False
     picks_in_batch = True
     picks_by_losses = False
+    set_by_ratio = RatioSetting(most=0.9)
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.ratio import FIRST_FULL
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import infinite_where_nonfinite
 from lightning_prune.core.table import SampleTable
@@ -105,6 +106,8 @@ class EpsilonGreedy(PeriodicPruning):
         >>> EpsilonGreedy(prune_ratio=0.5)
         EpsilonGreedy(prune_ratio=0.5, epsilon=0.1, every_n_epochs=10, smoothing=0.3)
     """
+
+    set_by_ratio = FIRST_FULL
 
     def __init__(
         self,

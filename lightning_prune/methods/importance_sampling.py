@@ -13,6 +13,7 @@ from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.plan import num_keep as count_kept
+from lightning_prune.core.ratio import FIRST_FULL
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import count_nonfinite, finite_mean
 from lightning_prune.core.step import StepRecord
@@ -163,6 +164,7 @@ class ImportanceSampling(PruningCallback):
     ranks_by_scores = False
     weighs_losses = True
     record_names = (_IMPORTANCE,)
+    set_by_ratio = FIRST_FULL
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.core.arrays import count_true
 from lightning_prune.core.checks import check_choice, check_ratio, check_scores
 from lightning_prune.core.plan import Selection, random_submask
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import below, finite_mean
 from lightning_prune.core.table import SampleTable
@@ -103,6 +104,13 @@ class InfoBatch(PruningCallback):
     """
 
     weighs_losses = True
+    set_by_ratio = RatioSetting(
+        most=0.9,
+        pilots=(0.5,),
+        bound="It only leaves out samples below the mean loss, at most 90 % of them since the others weigh 10, not "
+        "in the first epoch and not while it anneals (`anneal_ratio`). Leave it out at this ratio, or give it with "
+        "`anneal_ratio: 1.0` in a file of methods.",
+    )
 
     def __init__(
         self,

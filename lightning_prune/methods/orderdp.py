@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.plan import Selection, num_keep, random_submask
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import infinite_where_nonfinite
 from lightning_prune.core.table import SampleTable
@@ -96,6 +98,11 @@ def orderdp_inclusion(num_samples: int, explore_size: int, exploit_size: int) ->
     return gamma
 
 
+def _both_stages(drop: float) -> dict[str, float]:
+    """Return what keeps ``explore_ratio * exploit_ratio``, both alike (the paper's 30 % kept are 0.5 * 0.6)."""
+    return dict.fromkeys(("explore_ratio", "exploit_ratio"), math.sqrt(1 - drop))
+
+
 @final
 class OrderDP(PruningCallback):
     """Train on the hardest of a random candidate set; the number kept is the same in every epoch.
@@ -123,6 +130,8 @@ class OrderDP(PruningCallback):
         >>> OrderDP()
         OrderDP(explore_ratio=0.75, exploit_ratio=0.8)
     """
+
+    set_by_ratio = RatioSetting(_both_stages)
 
     def __init__(
         self,

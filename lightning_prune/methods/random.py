@@ -9,6 +9,7 @@ import torch
 
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.plan import Selection, num_keep, random_submask
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -48,6 +49,8 @@ class RandomPruning(PruningCallback):
         >>> RandomPruning(prune_ratio=0.3)
         RandomPruning(prune_ratio=0.3, rescale=False)
     """
+
+    set_by_ratio = RatioSetting()
 
     def __init__(
         self,

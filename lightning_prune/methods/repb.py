@@ -13,6 +13,7 @@ from lightning_prune.core.arrays import count_true, ids_of, is_finite
 from lightning_prune.core.checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.ratio import FIRST_FULL
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.step import StepRecord
@@ -234,6 +235,7 @@ class RePB(PruningCallback):
     """
 
     weighs_losses = True
+    set_by_ratio = replace(FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95)
 
     def __init__(
         self,

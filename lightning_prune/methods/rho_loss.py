@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.core.checks import check_ratio
 from lightning_prune.core.plan import num_keep
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import random_order
@@ -59,6 +60,8 @@ class RHOLoss(PruningCallback):
     needs_mixin = False
     ranks_by_scores = False
     picks_in_batch = True
+    set_by_ratio = RatioSetting(most=0.9)
+    needs_arguments = ("it needs the losses of another model", "irreducible_losses: FILE.npz")
 
     def __init__(
         self,

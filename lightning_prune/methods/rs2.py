@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import make_generator, permutation
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods.random import random_subset
@@ -111,6 +112,7 @@ class RS2(PruningCallback):
     """
 
     ranks_by_scores = False
+    set_by_ratio = RatioSetting()
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.plan import num_keep
+from lightning_prune.core.ratio import Arguments, RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import random_order, weighted_draw
@@ -38,6 +39,13 @@ def selective_backprop_probs(num_samples: int, keep_ratio: float) -> Tensor:
     ranks = (torch.arange(num_samples, dtype=torch.float64) + 0.5) / num_samples
     weights = ranks ** (1 / keep_ratio - 1)
     return weights / weights.sum()
+
+
+def _active(max_epochs: int, given: Arguments) -> float:
+    """Return the share of a run's batches that are not trained in full."""
+    start, end, interrupt = given["start"], given["end"], given["interrupt"]
+    epochs = [epoch for epoch in range(given["warmup_epochs"], max_epochs) if start <= epoch / max_epochs < end]
+    return len(epochs) / max_epochs * (1 - 1 / interrupt if interrupt else 1)
 
 
 @final
@@ -81,6 +89,12 @@ class SelectiveBackprop(PruningCallback):
     needs_mixin = False
     ranks_by_scores = False
     picks_in_batch = True
+    set_by_ratio = RatioSetting(
+        most=0.9,
+        prunable=_active,
+        bound="It is active from `start` to `end` of the run, and not on every `interrupt`-th batch. Leave it out at "
+        "this ratio, or give it with `start: 0.0`, `end: 1.0` and `interrupt: 0` in a file of methods.",
+    )
 
     def __init__(
         self,

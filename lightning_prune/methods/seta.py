@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.core.arrays import ids_of, is_finite, sort_rows
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.table import SampleTable
@@ -216,6 +217,12 @@ class SeTa(PruningCallback):
         >>> SeTa(window_scale=0.6)
         SeTa(prune_ratio=0.1, num_groups=5, window_scale=0.6, anneal_ratio=0.875)
     """
+
+    set_by_ratio = RatioSetting(
+        pilots=(0.0, 0.5),
+        bound="Its window alone leaves out the least share. Leave it out at this ratio, or give it with another "
+        "`window_scale` in a file of methods.",
+    )
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from lightning_prune.core.arrays import is_finite
 from lightning_prune.core.checks import check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.ratio import FIRST_FULL
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
@@ -101,6 +102,8 @@ class UCB(PeriodicPruning):
         >>> UCB(confidence=2.0)
         UCB(prune_ratio=0.3, confidence=2.0, every_n_epochs=10, smoothing=0.3)
     """
+
+    set_by_ratio = FIRST_FULL
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.core.checks import check_choice, check_ratio
 from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import make_generator
 from lightning_prune.core.table import SampleTable
 from lightning_prune.scoring._inputs import check_targets
@@ -62,6 +63,8 @@ class StaticPruning(PruningCallback):
     """
 
     ranks_by_scores = False
+    set_by_ratio = RatioSetting()
+    needs_arguments = ("it needs a file of scores", "scores: FILE.npz")
 
     def __init__(
         self,
