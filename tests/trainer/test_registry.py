@@ -1,16 +1,14 @@
-"""The registry as a user sees it: state, columns, export; and what authors can do with it."""
+"""The registry as a user sees it, in a fit: its state, its place, and what authors can do with it."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 
-import numpy as np
 import pytest
 import torch
 
 from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
-from lightning_prune.core import export as export_module
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 
@@ -30,15 +28,6 @@ def test_public_state():
     assert len(registry.selection) == 40
     assert registry.counts.sum() == 100
     assert registry.losses.device == model.device
-
-
-def test_before_training():
-    registry = ScoreRegistry()
-    assert (registry.num_samples, registry.epoch, registry.selection) == (0, 0, None)
-    with pytest.raises(RuntimeError, match="Run `trainer.fit`"):
-        _ = registry.losses
-    with pytest.raises(KeyError, match="one of \\[\\], but got 'window'"):
-        registry.column("window")
 
 
 def test_is_first_among_the_callbacks_and_found_again():
@@ -108,63 +97,6 @@ def test_columns_of_a_method(tmp_path):
         assert torch.equal(values.nan_to_num(-1), registry_of(resumed).to_dict()[name].nan_to_num(-1)), name
 
 
-def test_column_of_another_shape_is_refused():
-    registry, _ = fitted(Counting())
-    with pytest.raises(ValueError, match=r"column 'history' of shape \(5, 40\).*the checkpoint holds \(3, 40\)"):
-        registry.add_column("history", slots=5)
-
-
-def test_replaced_scores_are_a_view():
-    registry, _ = fitted()
-    scores = torch.arange(40.0)
-    view = registry.replace_scores(scores)
-    assert view.scores is scores
-    assert view.losses is registry.losses
-    assert registry.scores is registry.losses
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
-def test_export(suffix, tmp_path):
-    registry, _ = fitted(Counting())
-    registry.save(tmp_path / f"table{suffix}")
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(tmp_path / "table.parquet").to_pydict()
-        assert len(table["history_2"]) == 40
-    else:
-        table = dict(np.load(tmp_path / "table.npz"))
-        assert table["history"].shape == (3, 40)
-    assert list(table["indices"]) == list(range(40))
-    assert np.allclose(table["losses"], registry.losses.numpy())
-    assert list(table["counts"]) == registry.counts.tolist()
-    assert [path.suffix for path in tmp_path.iterdir()] == [suffix or ".npz"]
-
-
-def test_unknown_format(tmp_path):
-    registry, _ = fitted()
-    with pytest.raises(ValueError, match=r"`.npz` or `.parquet`, but got '.*table.csv'"):
-        registry.save(tmp_path / "table.csv")
-    assert not list(tmp_path.iterdir())
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    registry, _ = fitted()
-    path = tmp_path / "table.npz"
-    registry.save(path)
-    before = path.read_bytes()
-
-    def disk_full(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export_module.np, "savez", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        registry.save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_non_finite_losses_are_kept_counted_and_warned_about():
     class Broken(Model):
         def training_step(self, batch, batch_idx):
@@ -208,20 +140,3 @@ def test_loader_and_trainer_are_as_before_after_a_fit():
     assert trainer.train_dataloader is loader
     assert type(trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
     assert model._pruning_step is None
-
-
-def test_counts_outgrow_int16():
-    """In a run of more than 32,767 epochs, and through a checkpoint of one."""
-    table = ScoreRegistry()
-    table.allocate(3, "cpu")
-    table.counts.fill_(32_765)
-    table.take_selection(Selection(torch.tensor([0, 2])))
-    for _ in range(4):
-        table.count_selected()
-    assert table.counts.tolist() == [32_769, 32_765, 32_769]
-    other = ScoreRegistry()
-    other.load_columns(table.state_columns(), 3, torch.device("cpu"))
-    assert other.counts.tolist() == [32_769, 32_765, 32_769]
-    other.take_selection(Selection.all(3))
-    other.count_selected()
-    assert other.counts.tolist() == [32_770, 32_766, 32_770]
