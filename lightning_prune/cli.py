@@ -93,7 +93,6 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-@final
 class PruneCLI(LightningCLI):
     """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2."""
 

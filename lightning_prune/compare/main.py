@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import json
 import logging
 import os
 import pkgutil
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, final
 
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
@@ -26,74 +23,13 @@ import lightning_prune
 from lightning_prune.cli import PruneCLI
 from lightning_prune.compare import report
 from lightning_prune.compare.jobs import run_all
+from lightning_prune.compare.methods import FULL, PILOT, Method, RefusedError, known_methods, read_methods
 from lightning_prune.compare.run import callback_argument
-from lightning_prune.compare.settings import (
-    NEEDS_FILE,
-    SETTINGS,
-    WRAPPED_PILOTS,
-    WRAPPERS,
-    Setting,
-    UnreachableError,
-    known_curve,
-    measured_curve,
-    solve,
-)
 from lightning_prune.core.export import atomic_write
-
-FULL = "full data"
-PILOT = "pilot of "
+from lightning_prune.core.ratio import UnreachableError, known_curve, measured_curve, solve
 
 
-class RefusedError(ValueError):
-    """A mistake of the user's; the message says how to mend it."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method to compare, and what is known of it: a name, or an entry of a file of methods."""
-
-    label: str
-    class_path: str
-    init_args: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The class's own name."""
-        return self.class_path.rpartition(".")[2]
-
-    @property
-    def base(self) -> Method | None:
-        """The method that it wraps, if any."""
-        entry = self.init_args.get("base") if self.name in WRAPPERS else None
-        entry = {"class_path": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
-            return None  # what it is instead, the parser of the configuration will say
-        return Method(self.label, entry["class_path"], entry.get("init_args") or {})
-
-    @property
-    def setting(self) -> Setting | None:
-        """How it is set to reach a ratio; None: it is run once, with the arguments given."""
-        if self.base is not None:
-            setting = self.base.setting
-            return setting and replace(setting, pilots=tuple(sorted({*setting.pilots, *WRAPPED_PILOTS})))
-        setting = SETTINGS.get(self.name)
-        return None if setting is None or setting.fixed_by(self.init_args) else setting
-
-    def arguments(self, solved: dict[str, Any]) -> dict[str, Any]:
-        """Return its arguments with those that set it to a ratio, which may be its base's."""
-        if self.base is None:
-            return {**self.init_args, **solved}
-        return {
-            **self.init_args,
-            "base": {"class_path": self.base.class_path, "init_args": self.base.arguments(solved)},
-        }
-
-    def with_defaults(self) -> dict[str, Any]:
-        """Return its arguments, defaults included."""
-        parameters = inspect.signature(_class_of(self.class_path, self.label)).parameters
-        return {name: parameter.default for name, parameter in parameters.items()} | self.init_args
-
-
+@final
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"error: {message}\nFor all arguments: {self.prog} --help\n")
@@ -115,8 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="METHOD",
-        help=f"of {', '.join(known_methods())}, or yaml files of `label: {{class_path: ..., init_args: ...}}`; an "
-        "entry that does not give its ratio itself is set to each of --prune_ratios, others are run as they are",
+        help=f"of {', '.join(known_methods())}, import paths of your own, or yaml files of `label: {{class_path: ..., "
+        "init_args: ...}}`; a method that does not give its ratio itself is set to each of --prune_ratios, others are "
+        "run as they are",
     )
     parser.add_argument("--prune_ratios", nargs="+", default=[], metavar="RATIO", help="shares of sample-steps to save")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
@@ -125,11 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", help="logged metric to compare, as it is at the end (default: the first accuracy)")
     parser.add_argument("--output", help="folder of runs and results (default: results/NAME_OF_CONFIG)")
     return parser
-
-
-def known_methods() -> list[str]:
-    """Return the names of the methods that can be set to a ratio without further arguments."""
-    return [name for name in SETTINGS if name not in NEEDS_FILE]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -165,7 +97,7 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
         if value is not None and value < low:
             raise RefusedError(f"Expected `--{name}` to be an int >= {low}, but got {value}.")
     ratios = [_ratio(text) for text in _split(options.prune_ratios)]
-    methods = [method for text in _split(options.methods) for method in _methods(text)]
+    methods = [method for text in _split(options.methods) for method in read_methods(text)]
     if doubled := {m.label for m in methods if sum(n.label == m.label for n in methods) > 1}:
         raise RefusedError(f"Expected each method once in `--methods`, but got {sorted(doubled)} more than once.")
     if options.budget_epochs is not None:
@@ -197,58 +129,6 @@ def _ratio(text: str) -> float:
     return ratio
 
 
-def _methods(text: str) -> list[Method]:
-    """Return the method of a name, or those of a file."""
-    if Path(text).suffix not in (".yaml", ".yml"):
-        if text in NEEDS_FILE:
-            why, arguments = NEEDS_FILE[text]
-            raise RefusedError(
-                f"Expected more than the name of {text} in `--methods`: {why}. Give it in a yaml file of methods, as "
-                f"`{text}: {{class_path: {text}, init_args: {{{arguments}}}}}`."
-            )
-        if text not in known_methods():
-            raise RefusedError(
-                f"Expected each of `--methods` to be one of {', '.join(known_methods())}, or a yaml file of methods, "
-                f"but got {text!r}."
-            )
-        return [Method(text, f"lightning_prune.{text}")]
-    try:
-        entries = yaml.safe_load(Path(text).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise RefusedError(f"Expected `--methods` to name a readable yaml file, but got {text!r}: {error}") from error
-    hint = f"Expected {text!r} to hold `label: {{class_path: ..., init_args: {{...}}}}` for each method, but"
-    if not isinstance(entries, dict) or not entries:
-        raise RefusedError(f"{hint} it holds {type(entries).__name__}.")
-    methods = []
-    for label, entry in entries.items():
-        given = entry if isinstance(entry, dict) else {}
-        if not isinstance(given.get("class_path"), str) or set(given) - {"class_path", "init_args"}:
-            raise RefusedError(f"{hint} {label!r} is {entry!r}.")
-        if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or label == FULL or str(label).startswith(PILOT):
-            raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
-        class_path = _full_path(given["class_path"])
-        _class_of(class_path, label)
-        methods.append(Method(str(label), class_path, dict(given.get("init_args") or {})))
-    return methods
-
-
-def _full_path(class_path: str) -> str:
-    """Return the path of a class of ours that is given by its name."""
-    if "." in class_path:
-        return class_path
-    return f"lightning_prune.{'' if hasattr(lightning_prune, class_path) else 'scoring.'}{class_path}"
-
-
-def _class_of(class_path: str, label: str) -> type:
-    try:
-        found = pkgutil.resolve_name(class_path)
-    except (ImportError, AttributeError, ValueError):
-        found = None
-    if not (isinstance(found, type) and issubclass(found, lightning_prune.PruningCallback)):
-        raise RefusedError(f"Expected the class of {label!r} to be a `PruningCallback`, but got {class_path!r}.")
-    return found
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning from telling what devices it found, once for each method, and that it got arguments."""
@@ -265,6 +145,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@final
 class _CheckCLI(PruneCLI):
     """Reads a configuration and builds what it says, but does not train."""
 
@@ -278,11 +159,12 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
     A mistake in it, or in the arguments of a method, ends the program as in ``lightning-prune fit``.
     """
     args = ["fit", *(f"--config={path}" for path in paths), *overrides]
+    cannot_fail = [Method(name, f"lightning_prune.{name}") for name in known_methods()]
     with _quiet():
         cli = _CheckCLI(args=args, save_config_callback=None)
         for method in methods:
-            if method.init_args or method.name in NEEDS_FILE:
-                own = callback_argument(method.class_path, method.init_args)
+            if method not in cannot_fail:
+                own = callback_argument(method.class_path, method.example())
                 _CheckCLI(args=[*args, own], save_config_callback=None)
     config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
     trainer = config["trainer"]
@@ -342,6 +224,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+@final
 class Comparison:
     """The runs in a folder.
 
@@ -403,7 +286,7 @@ class Comparison:
         else:
             curve = known_curve(setting, self.max_epochs, method.with_defaults())
         try:
-            return [solve(method.label, setting, ratio, curve) for ratio in ratios]
+            return [solve(method.label, setting, ratio, curve, argument="--prune_ratios") for ratio in ratios]
         except UnreachableError as error:
             raise RefusedError(str(error)) from error
 

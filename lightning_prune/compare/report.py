@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from lightning_prune.core.export import atomic_write
 
 COLUMNS = ("method", "asked to save", "runs", "{metric}", "saved", "wall time", "speed-up", "ideal", "efficiency")
 
 
+@final
 @dataclass(frozen=True)
 class Row:
     """The runs of one method at one ratio.

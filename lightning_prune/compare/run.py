@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -16,6 +16,7 @@ from lightning_prune.core.export import atomic_write
 from lightning_prune.trainer.registry import ScoreRegistry
 
 
+@final
 class _Stopwatch(Callback):
     """Measures the seconds of training, validation included, and keeps what each validation found."""
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from lightning_prune.cli import main
-from lightning_prune.compare.main import Comparison, RefusedError
+from lightning_prune.compare.main import Comparison
+from lightning_prune.compare.methods import RefusedError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
 
@@ -214,12 +215,34 @@ def test_measured_reach_is_told_before_the_runs(capsys):
     assert list(results()) == ["pilot-of-InfoBatch-0.5-seed-0"]
 
 
+def test_methods_of_somebody_else(capsys):
+    """One says how a ratio sets it; the other only has a `prune_ratio`, and what that saves is measured."""
+    methods = ["--methods", "tests.compare.methods.Halved,tests.compare.methods.Keeping", "--seeds", "1"]
+    compare(*methods, "--prune_ratios", "0.3")
+    done = results()
+    pilots = {f"pilot-of-Halved-{drop}-seed-0" for drop in ("0", "0.5", "0.9")}
+    assert {*done} == {"full-data-seed-0", "Halved-0.3-seed-0", "Keeping-0.3-seed-0"} | pilots
+    for name, argument in (("Halved", {"prune_ratio": 0.6}), ("Keeping", {"keep": 0.7})):
+        result = done[f"{name}-0.3-seed-0"]
+        assert result["saved"] == pytest.approx(0.3, abs=0.005)
+        assert result["init_args"] == pytest.approx(argument, abs=0.005)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["full data", "Halved", "Keeping"]
+
+    message = refused(capsys, *methods, "--prune_ratios", "0.7")
+    assert "that Keeping can reach, at most 0.600, but got 0.7. It keeps 40 %." in message
+    message = refused(capsys, *methods[:1], "tests.compare.methods.Halved", "--prune_ratios", "0.7", "--seeds", "1")
+    assert "Expected `--prune_ratios` that Halved can reach, at most 0.45" in message
+    assert "(measured by pilot runs), but got 0.7. Its class does not say how a ratio sets it" in message
+    assert "`set_by_ratio = lightning_prune.core.ratio.RatioSetting(...)`" in message
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [
         (
             ["--methods", "InfoBach"],
-            "Expected each of `--methods` to be one of RandomPruning, RS2, OrderDP, EpsilonGreedy, UCB, Importance",
+            "Expected each of `--methods` to be one of DivBS, EpsilonGreedy, ImportanceSampling, InfoBatch, OrderDP, R",
         ),
         (["--methods", "RePB", "--prune_ratios", "0.9"], "RePB can reach, at most 0.633, but got 0.9"),
         (["--methods", "RePB", "--prune_ratios", "30"], "`--prune_ratios` to be numbers in (0, 1), but got '30'"),
@@ -227,6 +250,20 @@ def test_measured_reach_is_told_before_the_runs(capsys):
         (["--methods", "RePB,RePB", "--prune_ratios", "0.3"], "each method once in `--methods`"),
         (["--methods", "IES"], "Expected more than the name of IES in `--methods`: none of its arguments is a ratio"),
         (["--methods", "AlignPrune"], "`AlignPrune: {class_path: AlignPrune, init_args: {base: {class_path: Info"),
+        (
+            ["--methods", "tests.compare.methods.Sharp"],
+            "of Sharp in `--methods`: `sharpness` must be given. Give it in a yaml file of methods, as "
+            "`Sharp: {class_path: tests.compare.methods.Sharp, init_args: {sharpness: ...}}`",
+        ),
+        (
+            ["--methods", "tests.compare.methods.Halved"],
+            "Expected `--prune_ratios`, shares of the sample-steps to save",
+        ),
+        (
+            ["--methods", "tests.compare.Mine"],
+            "or a yaml file of methods, but got 'tests.compare.Mine': module 'tests.comp",
+        ),
+        (["--methods", "torch.nn.Linear"], "the import path of your own `PruningCallback`, or a yaml file of methods"),
         (["--methods", "wrapped.yaml", "--prune_ratios", "0.3"], "Expected a `base` that ranks by `registry.scores`"),
         (["--methods", "baseless.yaml"], "arguments are required: base"),
         (["--methods", "listed.yaml"], 'Parser key "base":'),

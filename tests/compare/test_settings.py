@@ -1,14 +1,17 @@
-"""Each method, set as the table says, saves what it was asked to save, in real runs."""
+"""Each method, set as its class says, saves what it was asked to save, in real runs."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import lightning_prune
-from lightning_prune.compare.main import Method, known_methods
-from lightning_prune.compare.settings import NEEDS_FILE, SETTINGS, UnreachableError, known_curve, measured_curve, solve
+from lightning_prune.compare.methods import Method, known_methods, own_methods
+from lightning_prune.core.ratio import UnreachableError, known_curve, measured_curve, solve
 from lightning_prune.scoring import StaticPruning
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
@@ -137,11 +140,11 @@ def test_arguments_of_a_base_are_set_beside_its_own():
 )
 def test_unreachable_ratios_say_what_is_reachable(name, ratio, curve, match):
     with pytest.raises(UnreachableError, match=match):
-        solve(name, SETTINGS[name], ratio, curve)
+        solve(name, own_methods()[name].set_by_ratio, ratio, curve)
 
 
 def test_ratios_between_pilots_are_interpolated():
-    setting = SETTINGS["InfoBatch"]
+    setting = lightning_prune.InfoBatch.set_by_ratio
     curve = measured_curve(setting, [(0.8, 0.5), (0.4, 0.2), (0.5, 0.15)])
     assert curve[:3] == [
         (0.0, 0.0),
@@ -159,6 +162,16 @@ def test_every_exported_method_can_be_named_or_says_what_it_needs():
     methods = {n for n, thing in things.items() if isinstance(thing, type) and issubclass(thing, base)} - {
         base.__name__
     }
-    assert methods == {*known_methods(), *NEEDS_FILE} - {"StaticPruning"}
+    needy = {name for name, method in own_methods().items() if method.needs_arguments is not None}
+    assert methods == {*known_methods(), *needy} - {"StaticPruning"}
     for name in known_methods():
-        assert build(name, SETTINGS[name].arguments(0.5))
+        assert build(name, own_methods()[name].set_by_ratio.arguments(0.5))
+
+
+@pytest.mark.parametrize("folder", ["compare", "core", "trainer"])
+def test_nothing_below_the_methods_knows_one_by_name(folder):
+    """A method is one file: all others learn from its class what they need. Examples in docstrings may name some."""
+    name = re.compile(rf"\b({'|'.join(own_methods())})\b")
+    for path in (Path(lightning_prune.__file__).parent / folder).rglob("*.py"):
+        code = [line for line in path.read_text().splitlines() if not line.lstrip().startswith((">>>", "..."))]
+        assert not [line for line in code if name.search(line)], path

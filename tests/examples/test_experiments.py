@@ -15,7 +15,8 @@ from examples.experiments.noise import NoisyDigits, Setting, align, reference_id
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import AlignPrune, PruningMonitor, RePB
-from lightning_prune.compare.main import _methods, _ratio, _resolve, make_parser
+from lightning_prune.compare.main import _ratio, _resolve, make_parser
+from lightning_prune.compare.methods import read_methods
 from tests.helpers import Model, make_loader, make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,7 +29,7 @@ def test_commands_can_start(name, monkeypatch):
     for _, command in EXPERIMENTS[name]:
         config = [] if "--config" in command else ["--config", "examples/experiments/digits.yaml"]
         options, rest = make_parser().parse_known_args([*config, *command])
-        methods = [method for text in options.methods for method in _methods(text)]
+        methods = [method for text in options.methods for method in read_methods(text)]
         assert _resolve(options.config, rest, methods)["trainer"]["max_epochs"] > 1
         assert bool(options.prune_ratios) == any(method.setting for method in methods)
         assert all(0 < _ratio(text) < 1 for text in options.prune_ratios)

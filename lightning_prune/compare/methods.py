@@ -1,0 +1,188 @@
+"""The methods that a comparison is of: what `--methods` says, and what their classes say of themselves."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard, final
+
+import yaml
+
+import lightning_prune
+from lightning_prune import PruningCallback, scoring
+from lightning_prune.core.method import arguments_of, ratio_setting
+from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.methods._wrapper import ScoreWrapper
+
+FULL = "full data"
+PILOT = "pilot of "
+
+
+@final
+class RefusedError(ValueError):
+    """A mistake of the user's; the message says how to mend it."""
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """A method to compare, and what is known of it: a name, or an entry of a file of methods."""
+
+    label: str
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> type[PruningCallback]:
+        """The class.
+
+        Raises:
+            RefusedError: If there is no such class.
+        """
+        return class_of(self.class_path, self.label)
+
+    @property
+    def base(self) -> Method | None:
+        """The method that it wraps, if any."""
+        entry = self.init_args.get("base") if issubclass(self.cls, ScoreWrapper) else None
+        entry = {"class_path": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
+            return None  # what it is instead, the parser of the configuration will say
+        return Method(self.label, entry["class_path"], entry.get("init_args") or {})
+
+    @property
+    def setting(self) -> RatioSetting | None:
+        """How it is set to reach a ratio; None: it is run once, with the arguments given."""
+        if self.base is not None:
+            setting = self.base.setting
+            return setting and setting.measured_at(*ScoreWrapper.wrapped_pilots)
+        setting = ratio_setting(self.cls)
+        return None if setting is None or setting.fixed_by(self.init_args) else setting
+
+    def arguments(self, solved: dict[str, Any]) -> dict[str, Any]:
+        """Return its arguments with those that set it to a ratio, which may be its base's."""
+        if self.base is None:
+            return {**self.init_args, **solved}
+        return {
+            **self.init_args,
+            "base": {"class_path": self.base.class_path, "init_args": self.base.arguments(solved)},
+        }
+
+    def example(self) -> dict[str, Any]:
+        """Return arguments of a run of it, to check what is given before any is made."""
+        return self.arguments({} if self.setting is None else self.setting.arguments(self.setting.most / 2))
+
+    def with_defaults(self) -> dict[str, Any]:
+        """Return its arguments, defaults included."""
+        return arguments_of(self.cls) | self.init_args
+
+
+def own_methods() -> dict[str, type[PruningCallback]]:
+    """Return the methods of this package by name."""
+    found: dict[str, type[PruningCallback]] = {}
+    for module in (lightning_prune, scoring):
+        things = {name: getattr(module, name) for name in sorted(module.__all__, key=str.lower)}
+        found |= {name: thing for name, thing in things.items() if _is_method(thing) and thing is not PruningCallback}
+    return found
+
+
+def known_methods() -> list[str]:
+    """Return the names of the methods that can be set to a ratio without further arguments."""
+    return [name for name, method in own_methods().items() if ratio_setting(method) and method.needs_arguments is None]
+
+
+def read_methods(text: str) -> list[Method]:
+    """Return the method of a name or of an import path, or those of a file.
+
+    Raises:
+        RefusedError: If it is none of these, or a name does not do.
+    """
+    return _of_file(text) if Path(text).suffix in (".yaml", ".yml") else [_of_name(text)]
+
+
+def _of_name(text: str) -> Method:
+    name, class_path = text.rpartition(".")[2], _full_path(text)
+    method, reason = _find(class_path)
+    if method is None or ("." not in text and name not in own_methods()):
+        raise RefusedError(
+            f"Expected each of `--methods` to be one of {', '.join(known_methods())}, the import path of your own "
+            f"`PruningCallback`, or a yaml file of methods, but got {text!r}{reason if '.' in text else ''}."
+        )
+    if (missing := _missing_arguments(method)) is not None:
+        why, arguments = missing
+        raise RefusedError(
+            f"Expected more than the name of {name} in `--methods`: {why}. Give it in a yaml file of methods, as "
+            f"`{name}: {{class_path: {text}, init_args: {{{arguments}}}}}`."
+        )
+    return Method(name, class_path)
+
+
+def _missing_arguments(method: type[PruningCallback]) -> tuple[str, str] | None:
+    """Return why a method's name is not enough, and what to give in yaml; None: it is."""
+    if method.needs_arguments is not None:
+        return method.needs_arguments
+    setting = ratio_setting(method)
+    solved = setting.arguments(setting.most) if setting else {}
+    bare = [name for name, default in arguments_of(method).items() if default is inspect.Parameter.empty]
+    bare = [name for name in bare if name not in solved]
+    if not bare:
+        return None
+    return f"{', '.join(f'`{name}`' for name in bare)} must be given", ", ".join(f"{name}: ..." for name in bare)
+
+
+def _of_file(text: str) -> list[Method]:
+    try:
+        entries = yaml.safe_load(Path(text).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RefusedError(f"Expected `--methods` to name a readable yaml file, but got {text!r}: {error}") from error
+    hint = f"Expected {text!r} to hold `label: {{class_path: ..., init_args: {{...}}}}` for each method, but"
+    if not isinstance(entries, dict) or not entries:
+        raise RefusedError(f"{hint} it holds {type(entries).__name__}.")
+    methods = []
+    for label, entry in entries.items():
+        given = entry if isinstance(entry, dict) else {}
+        if not isinstance(given.get("class_path"), str) or set(given) - {"class_path", "init_args"}:
+            raise RefusedError(f"{hint} {label!r} is {entry!r}.")
+        if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or label == FULL or str(label).startswith(PILOT):
+            raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
+        class_path = _full_path(given["class_path"])
+        class_of(class_path, label)
+        methods.append(Method(str(label), class_path, dict(given.get("init_args") or {})))
+    return methods
+
+
+def _full_path(class_path: str) -> str:
+    """Return the path of a class of ours that is given by its name."""
+    if "." in class_path:
+        return class_path
+    return f"lightning_prune.{'' if hasattr(lightning_prune, class_path) else 'scoring.'}{class_path}"
+
+
+def class_of(class_path: str, label: str) -> type[PruningCallback]:
+    """Return the class of a method.
+
+    Raises:
+        RefusedError: If there is none.
+    """
+    method, reason = _find(_full_path(class_path))
+    if method is None:
+        raise RefusedError(
+            f"Expected the class of {label!r} to be a `PruningCallback`, but got {class_path!r}{reason}."
+        )
+    return method
+
+
+def _find(class_path: str) -> tuple[type[PruningCallback] | None, str]:
+    """Return the method of an import path, if any, and what to add to a message if it could not be imported."""
+    try:
+        found = pkgutil.resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        return None, f": {str(error).rstrip('.')}"
+    return (found if _is_method(found) else None), ""
+
+
+def _is_method(thing: Any) -> TypeGuard[type[PruningCallback]]:
+    return isinstance(thing, type) and issubclass(thing, PruningCallback)
