@@ -13,6 +13,7 @@ except ImportError:  # `core` needs torch and NumPy alone; for any other name, `
     pass
 else:
     from lightning_prune.analysis.monitor import PruningMonitor
+    from lightning_prune.loop import Pruner
     from lightning_prune.methods.alignprune import AlignPrune
     from lightning_prune.methods.batch_loss_score import BatchLossScore
     from lightning_prune.methods.divbs import DivBS
@@ -43,6 +44,7 @@ __all__ = [
     "ImportanceSampling",
     "InfoBatch",
     "OrderDP",
+    "Pruner",
     "PruningCallback",
     "PruningMonitor",
     "RHOLoss",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "scoring"})
+_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "scoring", "testing"})
 
 
 def __getattr__(name: str) -> Any:

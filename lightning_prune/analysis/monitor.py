@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -15,6 +15,7 @@ from lightning_prune.analysis.gradients import gradient_alignment, sample_gradie
 from lightning_prune.analysis.selections import class_kept_share, jaccard, noise_ratio, score_summary
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.rng import make_generator, permutation
+from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.registry import ScoreRegistry
 
@@ -53,7 +54,7 @@ def dataset_column(dataset: Dataset[Any], name: str | int) -> Tensor:
 
 
 @final
-class PruningMonitor(Callback):
+class PruningMonitor(TrainerCallback):
     """Logs, after each epoch, what its selection was; the training is not affected.
 
     Under ``prune/``: ``jaccard`` (overlap with the selection of the epoch before), ``usage_min``, ``usage_mean``,

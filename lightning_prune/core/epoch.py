@@ -210,7 +210,7 @@ class RunningEpoch:
             expected = len(slots)
         for i, values in enumerate([step.losses, *[extra[name] for name in self.record_names]]):
             if values is None or values.shape[0] != expected:
-                raise ValueError(wrong_length(0 if values is None else len(values), expected))
+                raise ValueError(wrong_length(0 if values is None else len(values), expected, owner=step.owner))
             if targets is not None:
                 targets[i].copy_(values, non_blocking=True)
             else:
@@ -267,6 +267,16 @@ class RunningEpoch:
         losses = self.plan.unshard(logs)
         present = losses != ABSENT
         return self.plan.order[present].long(), losses[present]
+
+    def move_to(self, device: torch.device) -> None:
+        """Move log and weights to a device, between steps."""
+        self.device = device
+        self.log = self.log.to(device)
+        self._rows, self._cut = list(self.log), None
+        self.weights = None if self.weights is None else self.weights.to(device)
+        self._ones = None if self._ones is None else self._ones.to(device)
+        for name in ("shard", "slot_of", "weight_of"):
+            self.__dict__.pop(name, None)
 
     def continue_from(self, batches_done: int, num_dropped: int, log: Tensor | None) -> None:
         """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""

@@ -40,6 +40,8 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """Whether `select` ranks by ``registry.scores``, so that a wrapping method may put other scores there."""
     weighs_losses: bool = False
     """Whether selections carry weights, which only ``weighted_loss`` can apply."""
+    refreshes_losses: ClassVar[bool] = False
+    """Whether it asks for losses of skipped samples, ``registry.refresh_losses``, at an epoch's end."""
     picks_in_batch: ClassVar[bool] = False
     """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
     picks_by_losses: ClassVar[bool] = True
@@ -108,6 +110,10 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Return what to log under ``prune/`` beside the common values; called after :meth:`on_epoch_recorded`."""
         return {}
+
+    def trainer_only(self) -> str | None:
+        """Return why this method, with these arguments, needs a Trainer; None: it does not."""
+        return None
 
     @property
     def resolved_seed(self) -> int:

@@ -50,6 +50,7 @@ class Session:
         step: What the running step and the session exchange.
         running: The running epoch, or None.
         full_batches: Batches that an epoch of all samples has, as far as they are trained.
+        num_batches: Batches that the running epoch is to have; an epoch that ends before is counted by its share.
         dataset: What identifies the dataset beside its length: its class and the user's name for it.
     """
 
@@ -62,7 +63,7 @@ class Session:
         self.debug_sync = debug_sync
         self.step = StepRecord(table)
         self.running: RunningEpoch | None = None
-        self.full_batches = 0
+        self.full_batches = self.num_batches = 0
         self.dataset: list[str | None] = [None, None]
         self._batches: BatchSource | None = None
         self._rng: dict[str, Any] | None = None
@@ -128,6 +129,7 @@ class Session:
         weighs = method is not None and method.weighs_losses
         self.running = RunningEpoch(table.plan, batches, names, table.losses.device, weighs=weighs)
         self.step.running = self.running
+        self.num_batches = len(batches)
         return self.running
 
     def _select(self) -> Selection:
@@ -161,7 +163,10 @@ class Session:
                 self.rank,
             )
         table.trained_steps += running.positions_trained
-        table.full_steps += min(table.num_samples, self.full_batches * running.step_size)
+        full_steps = min(table.num_samples, self.full_batches * running.step_size)
+        if running.batches_done < self.num_batches:  # `max_steps`, for example: what was not reached is not saved
+            full_steps = round(full_steps * running.batches_done / self.num_batches)
+        table.full_steps += full_steps
         metrics: dict[str, float | Tensor] = {
             "prune/kept_fraction": len(running.plan.order) / table.num_samples * running.trained_fraction,
             "prune/saved_fraction": table.saved_fraction,
@@ -204,7 +209,8 @@ class Session:
         method, running = self.method, self.open_epoch
         assert method is not None  # noqa: S101  (narrowing: `picks_now` said so)
         if probed.losses is None or len(probed.losses) != running.batch_length:
-            raise ValueError(wrong_length(0 if probed.losses is None else len(probed.losses), running.batch_length))
+            num_losses = 0 if probed.losses is None else len(probed.losses)
+            raise ValueError(wrong_length(num_losses, running.batch_length, owner=probed.owner))
         probed.registry, probed.running = self.table, running
         purpose = f"pick/{running.batches_done}/{self.rank}"
         positions = method.pick(probed, make_generator(self.seed, self.table.epoch, purpose))
@@ -220,6 +226,12 @@ class Session:
         running.end_step(batch_idx, trained=step.active)
         if step.active and step.losses is not None:
             running.write(step, {} if method is None or not running.record_names else method.per_sample(step))
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the per-sample state and the running epoch to a device, between steps."""
+        self.table.move_to(device)
+        if self.running is not None:
+            self.running.move_to(device)
 
     # State
 

@@ -48,6 +48,7 @@ class StepRecord:
     Args:
         registry: The per-sample state of the run. None: the step belongs to no run.
         detach: Keep what is recorded without its graph.
+        owner: What the user calls ``weighted_loss`` on, for messages.
 
     Attributes:
         running: The running epoch, or None.
@@ -60,8 +61,9 @@ class StepRecord:
         batch_loss: The scalar loss that ``training_step`` returned, detached, or None; set after the step.
     """
 
-    def __init__(self, registry: SampleTable | None = None, *, detach: bool = True) -> None:
+    def __init__(self, registry: SampleTable | None = None, *, detach: bool = True, owner: str = "self") -> None:
         self.registry = registry
+        self.owner = owner
         self.detach = detach
         self.running: RunningBatch | None = None
         self.active = False
@@ -129,7 +131,6 @@ def weighted_loss(
     features: Tensor | None = None,
     indices: Tensor | None = None,
     record: bool = True,
-    owner: str = "self",
 ) -> Tensor:
     """Return the weighted mean of a step's per-sample losses, and record them; see `WeightedLossMixin.weighted_loss`.
 
@@ -142,7 +143,6 @@ def weighted_loss(
         features: ``(B, D)``.
         indices: Sample ids ``(B,)``, int64. None: the ids that the sampler drew.
         record: Record these losses, unless an earlier call of the step did.
-        owner: What the user calls ``weighted_loss`` on, for messages.
 
     Returns:
         A scalar in the dtype of ``losses``.
@@ -152,7 +152,7 @@ def weighted_loss(
         ValueError: If it is a scalar, or its length is not that of the batch.
         Probed: If the step is only run to learn its losses.
     """
-    per_sample, present = per_sample_losses(losses, mask, owner=owner)
+    per_sample, present = per_sample_losses(losses, mask, owner="self" if step is None else step.owner)
     weights = None
     if step is not None and step.probing:
         if record:
@@ -163,7 +163,7 @@ def weighted_loss(
         if indices is not None and step.running is not None:
             weights = step.running.weights_of(indices)
         if weights is not None and weights.shape != per_sample.shape:
-            raise ValueError(wrong_length(len(per_sample), len(weights), owner=owner))
+            raise ValueError(wrong_length(len(per_sample), len(weights), owner=step.owner))
         if record and step.losses is None:
             step.record(per_sample, present, logits, targets, features, indices)
     if len(per_sample) == 0:  # a collate function dropped the whole batch

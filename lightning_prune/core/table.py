@@ -187,6 +187,13 @@ class SampleTable(ABC):
         self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
         self._columns, self.state = {}, {}
 
+    def move_to(self, device: torch.device) -> None:
+        """Move everything to a device."""
+        self._losses, self._counts = self.losses.to(device), self.counts.to(device)
+        self._columns = {name: values.to(device) for name, values in self._columns.items()}
+        self.state = {name: values.to(device) for name, values in self.state.items()}
+        self._selected = None if self._selected is None else self._selected.to(device)
+
     def take_selection(self, selection: Selection) -> None:
         """Note which samples the coming epoch trains."""
         mask = None if len(selection) == self.num_samples else selection.mask(self.num_samples)
@@ -219,11 +226,11 @@ class SampleTable(ABC):
         if state["num_samples"] != num_samples:
             raise StateMismatchError(changed_length(state["num_samples"], num_samples))
         self._selected = self.plan = None
-        self._losses = state["losses"].to(device)
+        self._losses = state["losses"].to(device, copy=True)  # the state may be loaded again
         counts = state["counts"]
-        self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16)
-        self._columns = {name: values.to(device) for name, values in state.get("columns", {}).items()}
-        self.state = {name: values.to(device) for name, values in state.get("state", {}).items()}
+        self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16, copy=True)
+        self._columns = {name: values.to(device, copy=True) for name, values in state.get("columns", {}).items()}
+        self.state = {name: values.to(device, copy=True) for name, values in state.get("state", {}).items()}
 
 
 def changed_length(before: int, now: int) -> str:
@@ -236,7 +243,10 @@ def changed_length(before: int, now: int) -> str:
 
 def _allocated(tensor: Tensor | None) -> Tensor:
     if tensor is None:
-        raise RuntimeError("Expected per-sample state, but there is none before training starts. Run `trainer.fit`.")
+        raise RuntimeError(
+            "Expected per-sample state, but there is none before training starts. Run `trainer.fit`, or iterate over "
+            "`pruner.epochs()`."
+        )
     return tensor
 
 

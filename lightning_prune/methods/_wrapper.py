@@ -75,6 +75,10 @@ class ScoreWrapper(PruningCallback):
         """Return what the base records."""
         return self.base.per_sample(step)
 
+    def trainer_only(self) -> str | None:
+        """Return why the base needs a Trainer."""
+        return self.base.trainer_only()
+
     def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Return what the base logs."""
         return self.base.metrics(registry)

@@ -290,6 +290,13 @@ class AlignPrune(ScoreWrapper):
         """Name of the logged metric that is the reference, or None."""
         return self.reference if isinstance(self.reference, str) and self.reference not in ("self", "loader") else None
 
+    def trainer_only(self) -> str | None:
+        """Return why the reference, or the base, needs a Trainer."""
+        if isinstance(self.reference, list) or self.reference == "self":
+            return self.base.trainer_only()
+        source = "`reference_dataloader()`" if self.reference == "loader" else f"the logged metric {self.reference!r}"
+        return f'its reference is {source}; use `reference="self"` or a list of clean training indices'
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the reference loader, or refuse a reference that cannot come to be."""
         if self._metric is not None and not trainer.enable_validation:

@@ -98,6 +98,7 @@ class IES(PruningCallback):
     """
 
     ranks_by_scores = False
+    refreshes_losses = True
     needs_arguments = ("none of its arguments is a ratio, what it saves follows from its threshold", "threshold: 0.001")
 
     def __init__(

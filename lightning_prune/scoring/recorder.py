@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from lightning_prune.scoring.trackers.tdds import TDDS
 from lightning_prune.scoring.trackers.tracker import Batch, Tracker
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks
+from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.registry import ScoreRegistry
 
 TRACKERS: dict[str, type[Tracker]] = {
@@ -40,7 +41,7 @@ _STEPS = 32
 
 
 @final
-class ScoreRecorder(Callback):
+class ScoreRecorder(TrainerCallback):
     """Collects scores while a model trains, and writes a score file for :class:`StaticPruning` at the end.
 
     The module passes what the trackers need: ``self.weighted_loss(losses, logits=logits, targets=y)``. Nothing else

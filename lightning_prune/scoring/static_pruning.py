@@ -8,7 +8,6 @@ from os import PathLike
 from typing import Any, Literal, final
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.core.checks import check_choice, check_ratio
@@ -96,13 +95,9 @@ class StaticPruning(PruningCallback):
         self.selector_args = selector_args
         self.weighs_losses = has_weights(scores)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Attach the registry; the score file may have been written since this was constructed."""
-        self.weighs_losses = has_weights(self.scores)
-        super().setup(trainer, pl_module, stage)
-
     def setup_columns(self, registry: SampleTable) -> None:
         """Choose the coreset, unless a checkpoint holds it."""
+        self.weighs_losses = has_weights(self.scores)  # the file may have been written since this was constructed
         registry.add_column("coreset", dtype=torch.bool)
         coreset = registry.column("coreset")
         if bool(coreset.any()):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_prune.core.method import Method
+from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.registry import ScoreRegistry
 
 
-class PruningCallback(Method, Callback, ABC):
+class PruningCallback(Method, TrainerCallback, ABC):
     """Base class of pruning methods. An author overrides :meth:`select`; the rest is optional.
 
     The selection of an epoch must be a pure function of the registry's state, the epoch and the generator: it is
@@ -42,16 +41,8 @@ class PruningCallback(Method, Callback, ABC):
         if stage == "fit":
             ScoreRegistry.attach(trainer, pl_module)
 
-    def on_after_setup(self, fabric: Any, module: Any) -> None:
-        """Refuse Fabric, which calls this hook, and whose loops would train on everything without a word."""
-        raise MisconfigurationException(outside_a_trainer(self))
-
-
-def outside_a_trainer(method: Method) -> str:
-    """Return the message for a callback of ours in a loop that is not the Trainer's."""
-    return (
-        f"Expected a `lightning.pytorch.Trainer` to run {type(method).__name__}, but got a loop without one, where a "
-        f"callback cannot shorten the epochs. Use `pruner = lightning_prune.Pruner({type(method).__name__}(...), "
-        "max_epochs=...)`, iterate `for epoch in pruner.epochs()` over `pruner.attach(loader)`, and take the loss from "
-        "`pruner.weighted_loss(losses)`."
-    )
+    def trainer_only(self) -> str | None:
+        """Return which of Lightning's hooks this method overrides: only a Trainer calls them."""
+        hooks = [name for name in vars(Callback) if not name.startswith("_")]
+        own = [name for name in hooks if getattr(type(self), name) is not getattr(PruningCallback, name)]
+        return f"it overrides {', '.join(f'`{name}`' for name in own)}" if own else None

@@ -15,6 +15,7 @@ from typing import Any, final
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.wrappers import _FabricDataLoader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
@@ -350,6 +351,13 @@ def subset_loader(original: DataLoader[Any], indices: list[int]) -> DataLoader[A
         worker_init_fn=original.worker_init_fn,
         multiprocessing_context=original.multiprocessing_context,
     )
+
+
+def unwrap_loader(loader: Any) -> tuple[Any, torch.device | None]:
+    """Return the loader inside one that ``fabric.setup_dataloaders`` returned, and where that moves its batches."""
+    if isinstance(loader, _FabricDataLoader):
+        return loader._dataloader, loader.device
+    return loader, None
 
 
 def batch_loss(trainer: Trainer, outputs: Any) -> torch.Tensor | None:

@@ -207,17 +207,29 @@ def losses_of(
 
 
 def losses_by_id(
-    trainer: Trainer, module: LightningModule, original: DataLoader[Any], indices: Tensor, *, seed: int
+    find: Callable[[DataLoader[Any]], Tensor],
+    original: DataLoader[Any],
+    indices: Tensor,
+    *,
+    rank: int,
+    world_size: int,
 ) -> Tensor:
-    """Return the losses ``(k,)``, float32, of training samples by id; collective: each rank takes its share of them."""
-    share = math.ceil(len(indices) / trainer.world_size)
-    own = indices[trainer.global_rank * share :][:share].tolist()
-    losses = torch.full((share,), torch.nan, device=module.device)
+    """Return the losses ``(k,)``, float32, of training samples by id; collective: each rank takes its share of them.
+
+    Args:
+        find: Returns the losses ``(m,)``, float32, of a loader's batches.
+        original: The user's loader.
+        indices: Ids ``(k,)``, int64.
+        rank: This process's rank.
+        world_size: Number of ranks.
+    """
+    share = math.ceil(len(indices) / world_size)
+    own = indices[rank * share :][:share].tolist()
+    losses = torch.full((share,), torch.nan, device=indices.device)
     if own:
-        batches = private.subset_loader(original, own)
-        losses[: len(own)] = losses_of(trainer, module, batches, seed=seed, description="Refreshing skipped samples")
-    if trainer.world_size > 1:
-        everyone = torch.empty(trainer.world_size * share, device=module.device)
+        losses[: len(own)] = find(private.subset_loader(original, own))
+    if world_size > 1:
+        everyone = torch.empty(world_size * share, device=indices.device)
         torch.distributed.all_gather_into_tensor(everyone, losses)
         losses = everyone
     return losses[: len(indices)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,12 +21,13 @@ from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable, changed_length
 from lightning_prune.trainer import private, probe
+from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules, warn_if_hidden
 
 
 @final
-class ScoreRegistry(SampleTable, Callback):
+class ScoreRegistry(SampleTable, TrainerCallback):
     """Keeps the per-sample state of a run. Attached automatically; list it yourself to set its arguments.
 
     State changes only at the end of an epoch and is then the same on every rank; so a selection is a function of that
@@ -220,7 +222,7 @@ class ScoreRegistry(SampleTable, Callback):
         self._fresh_loader = False
         if trainer.current_epoch == self.epoch:
             self._begun, self._first_epoch = self.epoch, False
-            num_batches = private.set_epoch_length(trainer)
+            num_batches = self.session.num_batches = private.set_epoch_length(trainer)
             finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
             running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_done
             private.finish_batch_progress(trainer, running.batches_done)
@@ -228,6 +230,7 @@ class ScoreRegistry(SampleTable, Callback):
             self._restore_rng()
             return
         # Written on the last batch: Lightning calls neither this epoch's end nor the next one's start.
+        self.session.num_batches = running.batches_done
         self.session.end_epoch()
         self._restore_rng()
         self._begin_epoch(trainer)
@@ -257,7 +260,7 @@ class ScoreRegistry(SampleTable, Callback):
                 f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
                 f"losses, but `{type(self._module).__name__}` has not got it."
             )
-        private.set_epoch_length(trainer)
+        self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
         if self._first_epoch and not private.will_iterate(trainer):
             is_full = self.epoch == 0 and self.selects_all
@@ -311,7 +314,12 @@ class ScoreRegistry(SampleTable, Callback):
 
         Collective in a DDP run. The module is put into eval mode meanwhile, and nothing in the registry changes.
         """
-        return probe.losses_by_id(*self._fit, self.planned_loader.original, indices, seed=self._probe_seed)
+        trainer, module = self._fit
+        find = partial(
+            probe.losses_of, trainer, module, seed=self._probe_seed, description="Refreshing skipped samples"
+        )
+        original = self.planned_loader.original
+        return probe.losses_by_id(find, original, indices, rank=trainer.global_rank, world_size=trainer.world_size)
 
     def mean_loss(self, loader: DataLoader[Any]) -> Tensor:
         """Return the mean of a loader's finite losses, a 0-d float64 tensor, as :meth:`refresh_losses` finds them."""

@@ -1,0 +1,27 @@
+"""What all callbacks of this package share: they need a Trainer, and say so elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+
+
+class TrainerCallback(Callback, ABC):
+    """Base class of this package's callbacks, which refuses to be used without a Trainer."""
+
+    def on_after_setup(self, fabric: Any, module: Any) -> None:
+        """Refuse Fabric, which calls this hook in its ``setup``; else its loop would train on everything, silently.
+
+        Raises:
+            MisconfigurationException: Always; the message says what to use.
+        """
+        name = type(self).__name__
+        raise MisconfigurationException(
+            f"Expected a `lightning.pytorch.Trainer` to call {name}, but got Fabric, in whose loops a callback cannot "
+            "shorten the epochs. Leave it out of `Fabric(callbacks=...)` and use "
+            "`pruner = lightning_prune.Pruner(method, max_epochs=...)`: iterate over `pruner.attach(loader)` in "
+            "`for epoch in pruner.epochs()`, and take the loss from `pruner.weighted_loss(losses)`."
+        )
