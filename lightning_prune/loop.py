@@ -249,7 +249,7 @@ class Pruner:
             )
         running.batch_sampler.skip = running.batches_done
         is_left = running.batches_done < len(running.batch_sampler)
-        iterator = iter(loader.planned) if is_left else iter(())
+        iterator: Iterator[Any] = iter(loader.planned) if is_left else iter(())
         if self.save_rng:
             session.restore_rng()  # after what the iterator has drawn
         for batch_idx, batch in enumerate(iterator, running.batches_done):

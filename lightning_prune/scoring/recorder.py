@@ -27,9 +27,9 @@ from lightning_prune.scoring.trackers.margin import Margin
 from lightning_prune.scoring.trackers.small_loss import SmallLoss
 from lightning_prune.scoring.trackers.tdds import TDDS
 from lightning_prune.scoring.trackers.tracker import Batch, Tracker
+from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks
-from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.registry import ScoreRegistry
 
 TRACKERS: dict[str, type[Tracker]] = {
