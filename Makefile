@@ -36,9 +36,9 @@ test-min:
 	.venv-min/bin/uv pip install -q -p .venv-min/bin/python -c constraints-min.txt -e ".[dev,examples]"
 	.venv-min/bin/python -m pytest -n 2 --dist loadscope -q
 
-# One run killed at 100 random moments; ends identical to the run left alone.
+# Runs of every method killed at 100 random moments; they end identical to runs left alone.
 soak: setup
-	SOAK_KILLS=100 $(BIN)/python -m pytest -q tests/test_faults.py -k killed --timeout 3600
+	SOAK_KILLS=100 $(BIN)/python -m pytest -q tests/test_contract.py tests/test_faults.py -k kill --timeout 3600
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

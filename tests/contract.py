@@ -1,6 +1,6 @@
-"""Every exported pruning method, and how to construct it; `test_contract`, `test_resume` and `test_ddp` go over these.
+"""Every exported pruning method, and how to construct it, for `lightning_prune.testing.MethodContract` and other tests.
 
-A method joins all of that by being exported. It needs an entry in `SETTINGS` only where it cannot be constructed with
+A method joins by being exported. It needs an entry in `SETTINGS` only where it cannot be constructed with
 its defaults, or where these would prune nothing in five epochs of forty samples.
 """
 
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning_prune
 import lightning_prune.scoring
 from lightning_prune import PruningCallback
+from lightning_prune.testing import MethodContract
 from tests.helpers import Keep
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -46,6 +50,8 @@ NOTHING_PRUNED["BatchLossScore"] = NOTHING_PRUNED["AlignPrune"]
 NOTHING_PRUNED["AlignPrune, missing held"] = NOTHING_PRUNED["AlignPrune"]
 BY_BATCH = {"BatchLossScore"}
 """Epoch-level methods whose scores depend on which samples share a rank's batch."""
+FROM_FILES = {"RHOLoss", "StaticPruning"}
+"""Methods that read values of the forty samples."""
 
 
 def exported_methods() -> dict[str, type[PruningCallback]]:
@@ -108,3 +114,17 @@ def make_neutral(case: str) -> PruningCallback | None:
     if "prune_ratio" in inspect.signature(method_of(case)).parameters:
         return make(case, prune_ratio=0.0, **({"target_keep": 1.0} if "target_keep" in SETTINGS.get(case, {}) else {}))
     return None
+
+
+def contract_of(case: str) -> type[MethodContract]:
+    """Return the tests of a case; `SOAK_KILLS` kills are shared by all cases."""
+    settings = {
+        "method": staticmethod(partial(make, case)),
+        "neutral": None if make_neutral(case) is None else staticmethod(partial(make_neutral, case)),
+        "by_batch": case in BY_BATCH,
+        "bound_to_data": case in FROM_FILES,
+        "columns_by_position": ("align_sums",) if case.startswith("AlignPrune") else (),  # parts are made anew in turns
+        "config": {"class_path": class_path(case), "init_args": arguments(case)},
+        "kills": math.ceil(int(os.environ.get("SOAK_KILLS", "1")) / len(CASES)),
+    }
+    return type(f"Test{case.title().replace(', ', '').replace(' ', '')}", (MethodContract,), settings)

@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prune import InfoBatch, RandomPruning
-from tests import contract
-from tests.helpers import NUM_SAMPLES, Keep, Model, make_loader, make_trainer, registry_of
+from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     # callback, loader arguments, trainer arguments
@@ -132,57 +131,11 @@ def run_resume(folder: Path) -> None:
         fit(f"resumed_{point}", folder / "uninterrupted" / path)
 
 
-class Scripted(Model):
-    """Losses depend on the sample and the epoch, not on what was learnt: two runs can be compared bit for bit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epochs: list[dict[str, Any]] = []
-
-    def losses(self, batch: Any) -> torch.Tensor:
-        real = super().losses(batch)
-        values = torch.rand(NUM_SAMPLES, 4, generator=torch.Generator().manual_seed(self.current_epoch))[batch[2]]
-        self.outputs |= {"logits": values[:, :2], "features": values[:, :3]}
-        return values[:, 3] + 0 * real
-
-    def on_train_epoch_start(self) -> None:
-        selection = registry_of(self.trainer).selection
-        self.epochs.append({"indices": selection.indices, "weights": selection.weights})
-
-
-def run_scripted(case: str, batch_size: int, **kwargs: Any) -> tuple[Any, Scripted]:
-    """Train five epochs on scripted losses; in one process too, where batches of all ranks are one."""
-    trainer, model = make_trainer(contract.make(case), max_epochs=5, **kwargs), Scripted()
-    trainer.fit(model, make_loader(batch_size=batch_size))
-    return trainer, model
-
-
-def run_contract(case: str, folder: Path) -> None:
-    save(*run_scripted(case, 2, devices=2, strategy="ddp"), folder, f"{case}-scripted")
-    whole = run_part(case, folder, "whole")
-    ends = [sum(epoch <= last for epoch, _ in whole.seen) for last in range(3)]  # steps at the ends of epochs
-    for point, step in (("middle", (ends[1] + ends[2]) // 2), ("last_batch", ends[1])):
-        run_part(case, folder, point, folder / f"{case}-whole" / f"step={step}.ckpt")
-
-
-def run_part(case: str, folder: Path, name: str, ckpt_path: Path | None = None) -> Model:
-    checkpoint = ModelCheckpoint(folder / f"{case}-{name}", "{step}", every_n_train_steps=1, save_top_k=-1)
-    callbacks = [contract.make(case), checkpoint]
-    trainer = make_trainer(*callbacks, devices=2, strategy="ddp", enable_checkpointing=True)
-    model = Model(dropout=0.2)
-    torch.manual_seed(trainer.global_rank + (0 if ckpt_path is None else 20))
-    trainer.fit(model, make_loader(batch_size=2), ckpt_path=ckpt_path)
-    save(trainer, model, folder, f"{case}-{name}")
-    return model
-
-
 def main() -> None:
     folder = Path(sys.argv[1])
     for name in CASES:
         run_case(name, folder)
     run_resume(folder)
-    for case in contract.CASES:
-        run_contract(case, folder)
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Two gloo processes: the same selections, weights and registry on both, and what one process would have chosen."""
+"""Two gloo processes, in kinds of runs beside the contract's: the same selections, weights and registry on both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_prune import InfoBatch, RandomPruning
 from lightning_prune.core.rng import make_generator
 from lightning_prune.methods.infobatch import infobatch
-from tests import contract
-from tests.ddp_cases import CASES, run_scripted
+from tests.ddp_cases import CASES
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
@@ -128,43 +127,6 @@ def assert_resumed(whole, resumed):
 def test_resume_is_exact(results, point):
     for rank in (0, 1):
         assert_resumed(results[f"uninterrupted.{rank}"], results[f"resumed_{point}.{rank}"])
-
-
-@pytest.mark.parametrize("point", ["middle", "last_batch"])
-@pytest.mark.parametrize("case", contract.CASES)
-def test_every_method_resumes_exactly(results, case, point):
-    """With dropout: each rank has random numbers of its own."""
-    for rank in (0, 1):
-        assert_resumed(results[f"{case}-whole.{rank}"], results[f"{case}-{point}.{rank}"])
-
-
-@pytest.mark.parametrize("case", contract.CASES)
-def test_every_method_is_the_same_on_both_ranks(results, case):
-    first, second = ranks(results, f"{case}-whole")
-    assert [(e, len(ids)) for e, ids in first["seen"]] == [(e, len(ids)) for e, ids in second["seen"]]
-    assert first["saved"] == second["saved"]
-    for part in ("table", "weights"):
-        for key, values in first[part].items():
-            assert equal(values, second[part][key]), key
-
-
-@pytest.mark.parametrize("case", [c for c in contract.CASES if not contract.picks(c) and c not in contract.BY_BATCH])
-@pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
-def test_every_method_selects_as_one_process_does(results, case):
-    """Bit for bit, given the same losses: selections, weights, and who is trained in each step."""
-    trainer, model = run_scripted(case, 4)
-    first, second = ranks(results, f"{case}-scripted")
-    for epoch, other in zip(model.epochs, first["epochs"], strict=True):
-        assert torch.equal(epoch["indices"], other["indices"])
-        assert equal(epoch["weights"], other["weights"])
-    for key, values in registry_of(trainer).to_dict().items():
-        assert equal(values, first["table"][key]), key
-    assert len(model.seen) == len(first["seen"]) == len(second["seen"])
-    for (epoch, ids), (_, own), (_, others) in zip(model.seen, first["seen"], second["seen"], strict=True):
-        padding = set(own + others) - set(ids)  # in the last step of an epoch of odd length
-        assert set(ids) <= set(own + others)
-        assert len(padding) <= len(model.epochs[epoch]["indices"]) % 2
-    assert first["saved"] == registry_of(trainer).saved_fraction
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,61 +21,52 @@ from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 from lightning_prune.core.step import StepRecord
-from tests import kill_run
+from lightning_prune.scoring import ScoreRecorder
+from lightning_prune.testing import processes
+from lightning_prune.testing.method import WaitInLastEpoch
+from lightning_prune.testing.task import Outcome, assert_resumed, equal
+from tests import contract
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
-# Each run is a process of its own. The server that starts them has the imports behind it: 100 kills in minutes.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.kill_run"])
+TRACKERS = ["AUM", "EL2N", "Forgetting", "TDDS", "DUAL"]
+KILLS = math.ceil(int(os.environ.get("SOAK_KILLS", "1")) / len(contract.CASES))
 
 
-def start(folder, name, epochs):
-    folder.mkdir(exist_ok=True)
-    process = PROCESSES.Process(target=kill_run.run, args=(folder, name, epochs))
-    process.start()
-    return process
-
-
-def equal(a, b):
-    return torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
-
-
-def killed_runs(folder, name, kills, seed):
-    """Run once in peace, and once with ``kills`` kills at random moments; return both results."""
-    draw, epochs = random.Random(seed), 30 + 6 * kills  # long enough for each kill to meet it in training
-    kill_run.run(folder / "whole", name, epochs)
-    killed = folder / "killed"
-    for _ in range(kills):
-        before = len(list(killed.glob("*.ckpt")))
-        process = start(killed, name, epochs)
-        while process.is_alive() and len(list(killed.glob("*.ckpt"))) <= before:
-            time.sleep(0.002)
-        time.sleep(draw.random() * 0.03)
-        process.kill()
-        process.join(timeout=120)
-        assert process.exitcode == -signal.SIGKILL
-    kill_run.run(killed, name, epochs)
-    return (torch.load(folder / run / "result.pt", weights_only=True) for run in ("whole", "killed"))
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-@pytest.mark.parametrize("name", kill_run.NAMES)
-def test_killed_runs_end_as_if_uninterrupted(name, tmp_path):
-    """One kill each, and 100 in all in `make soak`."""
-    kills = math.ceil(int(os.environ.get("SOAK_KILLS", "1")) / len(kill_run.NAMES))
-    whole, killed = killed_runs(tmp_path, name, kills, seed=kills)
-    assert bool(whole["scores"]) == (name == "recorder")
-    for part in ("table", "weights", "scores"):
-        assert whole[part].keys() == killed[part].keys()
-        for key, values in whole[part].items():
-            assert equal(values, killed[part][key]), key
-    assert len(killed["seen"]) < len(whole["seen"])
-    assert whole["seen"][-len(killed["seen"]) :] == killed["seen"]
+def test_a_killed_recorder_ends_as_if_uninterrupted(tmp_path):
+    """Score files included; the contract kills runs of every method."""
+    processes.skip_without_fork()
+
+    def train(folder, marker):
+        checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
+        callbacks = [
+            ScoreRecorder(TRACKERS, folder / "scores"),
+            checkpoint,
+            *([WaitInLastEpoch(marker)] * bool(marker)),
+        ]
+        trainer, model = (
+            make_trainer(*callbacks, max_epochs=12 + 4 * KILLS, enable_checkpointing=True),
+            Model(None, 0.3),
+        )
+        torch.manual_seed(4)
+        trainer.fit(model, make_loader(), ckpt_path=processes.newest_checkpoint(folder))
+        files = sorted(folder.glob("scores/*.npz"))
+        scores = {(path.stem, name): values for path in files for name, values in np.load(path).items()}
+        return Outcome.of(trainer, model), {key: values for key, values in scores.items() if key[1] != "meta"}
+
+    whole, scores = train(tmp_path / "whole", None)
+    (tmp_path / "killed").mkdir()
+    killed, its_scores = processes.kill_and_resume(train, tmp_path / "killed", KILLS)
+    assert len(killed.seen) < len(whole.seen)
+    assert_resumed(whole, killed)
+    assert len({name for name, _ in scores}) == len(TRACKERS)
+    assert scores.keys() == its_scores.keys()
+    for key, values in scores.items():
+        np.testing.assert_array_equal(values, its_scores[key], err_msg=str(key))
 
 
 @pytest.mark.ddp

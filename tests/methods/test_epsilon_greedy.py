@@ -15,7 +15,6 @@ from lightning_prune.methods._periodic import is_choice_epoch
 from tests.cli_check import check_yaml
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 from tests.reference import periodic as reference
-from tests.resume_check import check_resume
 
 
 def generator(seed=0):
@@ -144,10 +143,6 @@ def test_a_loss_that_is_not_finite_keeps_the_sample():
     assert all(7 in kept for kept, _ in method.epochs)
     assert math.isnan(registry_of(trainer).column("epsilon_greedy_mean")[7])
     assert bool(registry_of(trainer).column("epsilon_greedy_mean")[:7].isfinite().all())
-
-
-def test_resume(tmp_path):
-    check_resume(lambda: EpsilonGreedy(0.45, 0.3, every_n_epochs=2, seed=3), tmp_path)
 
 
 def test_yaml(monkeypatch, tmp_path):

@@ -15,7 +15,6 @@ from tests.cli_check import check_yaml
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 from tests.reference import periodic as reference
 from tests.reference.golden import GOLDEN
-from tests.resume_check import check_resume
 
 NAN = math.nan
 
@@ -106,10 +105,6 @@ def test_samples_without_a_loss_come_first():
     method = Watch(0.3, every_n_epochs=1, seed=0)
     make_trainer(method, max_epochs=2, limit_train_batches=5).fit(Model(), make_loader())
     assert set(range(40)) - set(method.epochs[0][1]) <= method.epochs[1][0]
-
-
-def test_resume(tmp_path):
-    check_resume(lambda: UCB(0.45, 2.0, every_n_epochs=2, seed=3), tmp_path)
 
 
 def test_yaml(monkeypatch, tmp_path):
