@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -44,8 +45,8 @@ def make_loader(num_samples: int = NUM_SAMPLES, batch_size: int = BATCH_SIZE, **
     return DataLoader(make_dataset(num_samples), batch_size, **{"shuffle": True, **kwargs})
 
 
-class PlainModel(L.LightningModule):
-    """A linear classifier that notes what it trained and when it validated; its loss is a plain mean.
+class TaskModel(L.LightningModule, ABC):
+    """Base of the task's models: a linear classifier that notes what it trained and when it validated.
 
     Args:
         schedule: Makes the learning-rate schedule. None: there is none.
@@ -85,9 +86,9 @@ class PlainModel(L.LightningModule):
             self.true_losses |= dict(zip(index.tolist(), losses.detach().float().tolist(), strict=True))
         return losses
 
+    @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the mean loss."""
-        return self.losses(batch).mean()
+        """Return the loss to train on."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Note the validation, and log its loss."""
@@ -115,8 +116,17 @@ class PlainModel(L.LightningModule):
         return [sum(e == epoch for e, _ in self.seen) for epoch in range(epochs)]
 
 
-class Model(WeightedLossMixin, PlainModel):
-    """The classifier with the mixin: what methods are run on."""
+@final
+class PlainModel(TaskModel):
+    """The classifier without the mixin: its loss is a plain mean."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the mean loss."""
+        return self.losses(batch).mean()
+
+
+class WeightedModel(WeightedLossMixin, TaskModel, ABC):
+    """Base of the classifiers with the mixin."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted loss, and hand on all that a method may ask for."""
@@ -125,7 +135,12 @@ class Model(WeightedLossMixin, PlainModel):
 
 
 @final
-class ToldModel(Model):
+class Model(WeightedModel):
+    """What methods are run on."""
+
+
+@final
+class ToldModel(WeightedModel):
     """Reports one and the same loss for some samples; what is trained stays finite.
 
     Args:
@@ -145,7 +160,7 @@ class ToldModel(Model):
 
 
 @final
-class ScriptedModel(Model):
+class ScriptedModel(WeightedModel):
     """Its losses depend on the sample and the epoch, not on what was learnt: runs can be compared bit for bit.
 
     Args:
@@ -244,7 +259,7 @@ class Outcome:
     selections: list[tuple[Tensor, Tensor | None]]
 
     @classmethod
-    def of(cls, trainer: L.Trainer, model: PlainModel) -> Outcome:
+    def of(cls, trainer: L.Trainer, model: TaskModel) -> Outcome:
         """Return that of a finished fit."""
         registry = ScoreRegistry.of(trainer)
         selection = registry.selection

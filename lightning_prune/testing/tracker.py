@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from abc import ABC
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_prune.scoring.recorder import ScoreRecorder
 from lightning_prune.scoring.trackers.tracker import Tracker
 from lightning_prune.testing import processes
-from lightning_prune.testing.task import LIGHTNING_S_ADVICE, Model, make_loader, make_trainer
+from lightning_prune.testing.task import LIGHTNING_S_ADVICE, WeightedModel, make_loader, make_trainer
 
 BATCH_SIZE = 7
 ROUNDING: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
@@ -28,7 +29,7 @@ Visits = Callable[[int, Tensor], Tensor]
 """Changes the sample ids of a batch of an epoch."""
 
 
-class TrackerContract:
+class TrackerContract(ABC):
     """The tests of one tracker; derive a class from it and set :attr:`tracker`.
 
     Attributes:
@@ -49,8 +50,6 @@ class TrackerContract:
     num_epochs: int = 12
 
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.filterwarnings(text) for text in LIGHTNING_S_ADVICE]
-
-    # ------------------------------------------------------------------------------------------------------ the score
 
     def test_scores_are_float32_by_sample(self) -> None:
         """One for each sample, and which end of it is kept."""
@@ -111,8 +110,6 @@ class TrackerContract:
             double.end_epoch()
         assert torch.equal(single.compute(), double.compute())
 
-    # ------------------------------------------------------------------------------------------------- what is missing
-
     def test_missing_samples_are_not_invented(self) -> None:
         """A sample that is never visited has no score; the others have."""
         absent = {(epoch, 3) for epoch in range(self.num_epochs)}
@@ -149,8 +146,6 @@ class TrackerContract:
         tracker = self._make()
         self._visit(tracker, 0, self._ids[:0])
         assert not tracker.state
-
-    # ---------------------------------------------------------------------------------------------------------- state
 
     def test_state_round_trip_in_the_middle_of_an_epoch(self) -> None:
         """What has seen half an epoch, saved and loaded by another, goes on as if nothing had been."""
@@ -191,8 +186,6 @@ class TrackerContract:
         assert repr(tracker).startswith(f"{type(tracker).__name__}(")
         assert repr(tracker) == repr(self.tracker())
 
-    # --------------------------------------------------------------------------------------------------- what it leaves
-
     def test_inputs_are_not_changed(self) -> None:
         """Nor are scores that were handed out part of the state."""
         tracker = self._make()
@@ -221,8 +214,6 @@ class TrackerContract:
         before = torch.get_rng_state()
         self._run(self._make())
         assert torch.equal(torch.get_rng_state(), before)
-
-    # ---------------------------------------------------------------------------------------------------- in a training
 
     def test_recorded_in_a_training(self, tmp_path: Path) -> None:
         """Beside a fit, also when that is resumed in the middle of an epoch: the same scores."""
@@ -256,8 +247,6 @@ class TrackerContract:
         loader = make_loader(self.num_samples, BATCH_SIZE)
         make_trainer(*callbacks, **options).fit(_Shows(self), loader, ckpt_path=ckpt_path)
         return recorder.trackers[0].compute()
-
-    # ------------------------------------------------------------------------------------------------------ the script
 
     @property
     def _ids(self) -> Tensor:
@@ -313,7 +302,7 @@ class TrackerContract:
 
 
 @final
-class _Shows(Model):
+class _Shows(WeightedModel):
     """Hands on what the contract's samples show, whatever was learnt."""
 
     def __init__(self, contract: TrackerContract) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC
+
 import torch
 from torch import Tensor
 
 from lightning_prune.scoring.trackers.tracker import Tracker
 
 
-class MeanTracker(Tracker):
+class MeanTracker(Tracker, ABC):
     """Base of scores that are a sample's mean measurement over its visits in the first epochs.
 
     Args:
