@@ -93,10 +93,18 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+@final
 class PruneCLI(LightningCLI):
-    """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2."""
+    """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        args: Those of `LightningCLI`.
+        check_only: Read the configuration of ``fit`` and build what it says, but do not train.
+        kwargs: Those of `LightningCLI`.
+    """
+
+    def __init__(self, *args: Any, check_only: bool = False, **kwargs: Any) -> None:
+        self.check_only = check_only
         kwargs.setdefault("trainer_class", ScoringTrainer)
         super().__init__(*args, **kwargs)
 
@@ -104,6 +112,11 @@ class PruneCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return LightningCLI's commands and our own, with the arguments that the configuration gives."""
         return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, unless this is only a check."""
+        if not self.check_only:
+            self.trainer.fit(**kwargs)
 
     def score(self, **kwargs: Any) -> None:
         """Score the training set; what our own checks refuse is the user's to mend, not a traceback."""

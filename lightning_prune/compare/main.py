@@ -145,14 +145,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-@final
-class _CheckCLI(PruneCLI):
-    """Reads a configuration and builds what it says, but does not train."""
-
-    def fit(self, **kwargs: Any) -> None:
-        """Stand in for `Trainer.fit`."""
-
-
 def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> dict[str, Any]:
     """Return the whole configuration of the training, without pruning methods and progress bars.
 
@@ -161,11 +153,11 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
     args = ["fit", *(f"--config={path}" for path in paths), *overrides]
     cannot_fail = [Method(name, f"lightning_prune.{name}") for name in known_methods()]
     with _quiet():
-        cli = _CheckCLI(args=args, save_config_callback=None)
+        cli = PruneCLI(args=args, save_config_callback=None, check_only=True)
         for method in methods:
             if method not in cannot_fail:
                 own = callback_argument(method.class_path, method.example())
-                _CheckCLI(args=[*args, own], save_config_callback=None)
+                PruneCLI(args=[*args, own], save_config_callback=None, check_only=True)
     config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
     trainer = config["trainer"]
     if not isinstance(trainer["max_epochs"], int) or trainer["max_epochs"] < 1 or trainer["max_steps"] != -1:
