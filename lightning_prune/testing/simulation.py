@@ -18,7 +18,7 @@ from lightning_prune.core.table import SampleTable
 
 EPOCHS = 5
 STANDARD_ERRORS = 5.0
-"""What two means may differ by: by chance, one method in 40,000 would be refused."""
+"""What two means may differ by: by chance, a sound method would be refused once in thousands."""
 
 
 @final
