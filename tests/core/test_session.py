@@ -9,7 +9,9 @@ import torch
 
 from lightning_prune.core.checkpoint import STATE_VERSION
 from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.step import StepRecord, weighted_loss
 from tests.core.runs import BATCH_SIZE, NUM_SAMPLES, Hardest, Run, losses_of, make_session
 
 
@@ -100,6 +102,47 @@ def test_a_batch_without_a_step_is_visited_and_not_recorded():
     assert session.table.counts.tolist() == [1] * NUM_SAMPLES
 
 
+class FirstTwo(Method):
+    """Trains the first two samples of each batch."""
+
+    picks_in_batch = True
+
+    def pick(self, step, generator):
+        return torch.arange(min(2, len(step.losses)))
+
+
+def test_samples_left_out_of_their_batch_are_counted_once():
+    session = Run(FirstTwo()).session
+    session.begin_epoch()
+    for batch_idx, ids in enumerate(session.batches):
+        if batch_idx != 1:  # which no step is begun for
+            session.begin_step(batch_idx)
+            assert session.picks_now()
+            probed = StepRecord()
+            probed.record(losses_of(ids, 0.0), None, None, None, None, None)
+            positions = session.pick(probed)
+            assert session.step.indices.tolist() == ids[:2]
+            weighted_loss(session.step, losses_of(ids, 0.0)[positions])
+        for _ in range(2):
+            session.end_step(batch_idx)
+        session.step.active = False
+    assert session.open_epoch.num_dropped == 8  # two of each full batch but the skipped one; the last has two
+    metrics = session.end_epoch()
+    assert session.table.trained_steps == NUM_SAMPLES - 8
+    assert metrics["prune/kept_fraction"] == (NUM_SAMPLES - 8) / NUM_SAMPLES
+    assert int(session.table.losses.isfinite().sum()) == 10
+
+
+def test_a_probe_of_another_length_is_refused():
+    session = Run(FirstTwo()).session
+    session.begin_epoch()
+    session.begin_step(0)
+    probed = StepRecord()
+    probed.record(torch.ones(3), None, None, None, None, None)
+    with pytest.raises(ValueError, match="Expected 4 losses.*but got 3"):
+        session.pick(probed)
+
+
 def save(session):
     """Return the state after a file: plain tensors and numbers."""
     file = io.BytesIO()
@@ -108,9 +151,9 @@ def save(session):
     return torch.load(file, weights_only=True)
 
 
-def interrupted(epoch, batches):
+def interrupted(epoch, batches, **kwargs):
     """Train up to a place in an epoch; None: to its end. Return the run, and the state there."""
-    run = Run(Hardest())
+    run = Run(Hardest(**kwargs))
     for _ in range(epoch):
         run.epoch()
     if batches is None:
@@ -123,18 +166,16 @@ def interrupted(epoch, batches):
 
 
 FULL, SHORT = -(-NUM_SAMPLES // BATCH_SIZE), 4
-PLACES = [(0, None), (2, None), (0, 1), (0, 3), (2, 1), (2, 3), (0, FULL), (2, SHORT)]
+PLACES = [(0, None), (2, None), (0, 1), (0, 3), (1, 2), (2, 1), (2, 3), (0, FULL), (1, FULL), (2, SHORT)]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: "epoch {}, batch {}".format(*place))
 def test_a_restored_run_is_the_run_left_alone(place):
-    """Between epochs, in the middle of one, and after its last batch; of full epochs and of pruned ones."""
-    whole, before = Run(Hardest()), interrupted(*place)
+    """Between epochs, in the middle of one, and after its last batch; of full epochs, 0 and 1, and of pruned ones."""
+    whole, (run, state) = Run(Hardest(warmup_epochs=2)), interrupted(*place, warmup_epochs=2)
     for _ in range(5):
         whole.epoch()
-    run, state = before
-    torch.rand(3)
-    resumed = Run(Hardest(), state=state, weight=run.weight.item())
+    resumed = Run(Hardest(warmup_epochs=2), state=state, weight=run.weight.item())
     assert (resumed.session.running is None) == (place[1] is None)
     while resumed.session.table.epoch < 5:
         resumed.epoch()
@@ -146,6 +187,22 @@ def test_a_restored_run_is_the_run_left_alone(place):
     table, again = whole.session.table, resumed.session.table
     assert (again.trained_steps, again.full_steps) == (table.trained_steps, table.full_steps)
     assert torch.equal(again.selection.weights, table.selection.weights)
+
+
+def test_a_restored_epoch_knows_how_long_a_full_one_is():
+    """A limit on the batches is the caller's; the epoch that it was set for goes on with it."""
+    run = Run(Hardest())
+    run.session.full_batches = 3
+    next(run.steps())
+    assert Run(Hardest(), state=save(run.session)).session.full_batches == 3
+
+
+def test_a_state_without_the_methods_columns_is_given_them():
+    run = Run()
+    run.epoch()
+    resumed = Run(Hardest(), state=save(run.session))
+    resumed.epoch()
+    assert int(resumed.session.table.column("visits").sum()) == len(resumed.session.table.selection)
 
 
 def test_saving_changes_nothing():
