@@ -189,6 +189,15 @@ def test_a_restored_run_is_the_run_left_alone(place):
     assert torch.equal(again.selection.weights, table.selection.weights)
 
 
+def test_losses_of_samples_not_yet_visited_are_restored():
+    """In an epoch of all samples the state holds each loss once: in the epoch's log, or beside it."""
+    run, state = interrupted(1, 2, warmup_epochs=2)
+    later = [i for ids in list(run.session.batches)[2:] for i in ids]
+    table = Run(Hardest(warmup_epochs=2), state=state).session.table
+    assert len(state["losses"]) == len(later) == NUM_SAMPLES - 2 * BATCH_SIZE
+    assert torch.equal(table.losses[later], run.session.table.losses[later])
+
+
 def test_a_restored_epoch_knows_how_long_a_full_one_is():
     """A limit on the batches is the caller's; the epoch that it was set for goes on with it."""
     run = Run(Hardest())
