@@ -136,6 +136,7 @@ def test_samples_left_out_of_their_batch_are_counted_once():
 def test_a_probe_of_another_length_is_refused():
     session = Run(FirstTwo()).session
     session.begin_epoch()
+    next(iter(session.batches))
     session.begin_step(0)
     probed = StepRecord()
     probed.record(torch.ones(3), None, None, None, None, None)
