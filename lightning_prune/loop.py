@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_prune.core.checks import check_int, warn_on_first_rank
+from lightning_prune.core.losses import Losses, Normalize, per_sample_losses, total_losses
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection, scheduler_calls
 from lightning_prune.core.rng import isolated_rng, make_generator
 from lightning_prune.core.sampler import PlanSampler
 from lightning_prune.core.session import Session
-from lightning_prune.core.step import StepRecord, per_sample_losses, weighted_loss
+from lightning_prune.core.step import StepRecord, weighted_loss
 from lightning_prune.core.table import SampleTable, changed_length
 from lightning_prune.trainer import private, probe
 
@@ -318,12 +319,15 @@ class Pruner:
 
     def weighted_loss(
         self,
-        losses: Tensor,
+        losses: Losses,
         *,
         mask: Tensor | None = None,
+        normalize: Normalize = "sample",
+        sample_weight: Tensor | None = None,
         logits: Tensor | None = None,
         targets: Tensor | None = None,
         features: Tensor | None = None,
+        grad_norm: Tensor | None = None,
         indices: Tensor | None = None,
         record: bool = True,
     ) -> Tensor:
@@ -333,7 +337,8 @@ class Pruner:
         `WeightedLossMixin.weighted_loss`.
         """
         step = self._session.step if self._probing is None else self._probing
-        if self._probing is None and isinstance(losses, Tensor):
+        losses = total_losses(losses, owner=_OWNER)
+        if self._probing is None:
             if step.active and self._device != losses.device:
                 self._move_to(losses.device)
             running = self._session.running
@@ -343,9 +348,12 @@ class Pruner:
             step,
             losses,
             mask=mask,
+            normalize=normalize,
+            sample_weight=sample_weight,
             logits=logits,
             targets=targets,
             features=features,
+            grad_norm=grad_norm,
             indices=indices,
             record=record,
         )

@@ -141,6 +141,11 @@ class RunningEpoch:
         return slots
 
     @cached_property
+    def _counts(self) -> Tensor:
+        """Room ``(shard_size + 1,)`` to count the rows of a slot in."""
+        return torch.zeros_like(self._rows[0])
+
+    @cached_property
     def weight_of(self) -> Tensor | None:
         """Loss weight ``(n,)`` by sample id (1 for ids of other shards), or None in an epoch without weights."""
         if self.weights is None:
@@ -154,7 +159,9 @@ class RunningEpoch:
         return self._no_weights(len(indices)) if self.weight_of is None else self.weight_of[indices.to(self.device)]
 
     def _no_weights(self, length: int) -> Tensor | None:
-        return None if self._ones is None else self._ones[:length]
+        if self._ones is None or length <= len(self._ones):
+            return None if self._ones is None else self._ones[:length]
+        return self._ones.new_ones(length)  # several rows of a sample
 
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
@@ -201,9 +208,12 @@ class RunningEpoch:
     def write(self, step: StepRecord, extra: dict[str, Tensor]) -> None:
         """Copy a step's values into the log: one small kernel each, no index, no synchronisation.
 
+        Of rows that the step gave the same id, the mean is logged.
+
         Raises:
             ValueError: If there are not as many values as samples in the batch.
         """
+        step.notice_zeros(self.rank)
         slots, targets, expected = self._slots, self._targets, self.step_length
         if step.given_indices is not None:
             slots, targets = self.slot_of[step.given_indices.to(self.device)], None
@@ -213,8 +223,18 @@ class RunningEpoch:
                 raise ValueError(wrong_length(0 if values is None else len(values), expected, owner=step.owner))
             if targets is not None:
                 targets[i].copy_(values, non_blocking=True)
+            elif isinstance(slots, Tensor) and step.given_indices is not None:
+                self._write_means(i, slots, values.to(self.log), step.recorded_losses.to(self.log) != ABSENT)
             else:
                 self._rows[i][slots] = values.to(self.log)
+
+    def _write_means(self, i: int, slots: Tensor, values: Tensor, present: Tensor) -> None:
+        """Write to each slot of row ``i`` the mean of its values ``(B,)`` that are present; of one, that one."""
+        row = self._rows[i]
+        counts = self._counts.index_fill_(0, slots, 0).index_add_(0, slots, present.to(row)).index_select(0, slots)
+        row.index_fill_(0, slots, 0).index_add_(0, slots, torch.where(present, values, 0))
+        means = row.index_select(0, slots) / counts.clamp(min=1)
+        row.index_copy_(0, slots, torch.where(counts > 0, means, ABSENT))
 
     @property
     def step_size(self) -> int:
@@ -275,7 +295,7 @@ class RunningEpoch:
         self._rows, self._cut = list(self.log), None
         self.weights = None if self.weights is None else self.weights.to(device)
         self._ones = None if self._ones is None else self._ones.to(device)
-        for name in ("shard", "slot_of", "weight_of"):
+        for name in ("shard", "slot_of", "weight_of", "_counts"):
             self.__dict__.pop(name, None)
 
     def continue_from(self, batches_done: int, num_dropped: int, log: Tensor | None) -> None:

@@ -33,7 +33,10 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """
 
     needs_mixin: bool = True
-    """Whether the module must be a `WeightedLossMixin`; False only for methods that take losses from elsewhere."""
+    """Whether the module must be a `WeightedLossMixin`; False only for methods that take losses from elsewhere, or
+    that need none."""
+    for_any_module: ClassVar[str | None] = None
+    """How to write it for a module without the mixin, for messages; None: it is not one to offer."""
     record_names: tuple[str, ...] = ()
     """Per-sample values recorded beside the loss, by the names that :meth:`per_sample` returns."""
     ranks_by_scores: bool = True

@@ -8,15 +8,20 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
+from lightning_prune.core.checks import check_choice, warn_on_first_rank
+from lightning_prune.core.losses import (
+    NORMALIZATIONS,
+    Losses,
+    Normalize,
+    averages_of,
+    told_of_zeros,
+    total_losses,
+    weighted_mean,
+)
 from lightning_prune.core.table import SampleTable
 
 ABSENT = torch.finfo(torch.float32).min
 """Marks, in the epoch's log, a sample without a loss; NaN cannot, since it is a loss that must be reported."""
-
-_REDUCTION_HINT = (
-    'Compute the loss with `reduction="none"`, as in `F.cross_entropy(logits, targets, reduction="none")`, '
-    "and pass it to `{owner}.weighted_loss(losses)`."
-)
 
 
 @final
@@ -56,8 +61,10 @@ class StepRecord:
         probing: True while a step is run only to learn its losses: ``weighted_loss`` then ends it with `Probed`.
         scheduler_calls: Says how often a learning-rate scheduler is due at this optimizer step, or None.
         weights: Loss weights ``(B,)``, float32, a view of the epoch's; None: all ones.
-        losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called.
-        logits: What was passed to ``weighted_loss``, detached, or None. Likewise ``targets``, ``features``.
+        losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called. They are
+            weighted by nothing.
+        logits: What was passed to ``weighted_loss``, detached, or None. Likewise ``targets``, ``features``,
+            ``sample_weight``, ``grad_norm``.
         batch_loss: The scalar loss that ``training_step`` returned, detached, or None; set after the step.
     """
 
@@ -70,6 +77,7 @@ class StepRecord:
         self.probing = False
         self.scheduler_calls: Callable[[Any], int] | None = None
         self.weights: Tensor | None = None
+        self._done: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
@@ -78,6 +86,9 @@ class StepRecord:
         self.logits: Tensor | None = None
         self.targets: Tensor | None = None
         self.features: Tensor | None = None
+        self.sample_weight: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+        self._elements: Tensor | None = None
         self.given_indices: Tensor | None = None
         self.batch_loss: Tensor | None = None
 
@@ -89,15 +100,42 @@ class StepRecord:
         targets: Tensor | None,
         features: Tensor | None,
         indices: Tensor | None,
+        *,
+        sample_weight: Tensor | None = None,
+        grad_norm: Tensor | None = None,
+        elements: Tensor | None = None,
     ) -> None:
-        """Keep what ``weighted_loss`` was given, detached; ``present`` ``(B,)`` says which samples have a loss."""
+        """Keep what ``weighted_loss`` was given, detached.
+
+        ``present`` ``(B,)`` says which samples have a loss; ``elements`` ``(B, ...)`` are losses without a mask.
+        """
         kept = losses.detach() if self.detach else losses
         # in float32: a lower precision would round the mark of an absent loss to -inf
         self.losses = kept if present is None else torch.where(present, kept.float(), ABSENT)
         self.logits = None if logits is None else logits.detach()
         self.targets = None if targets is None else targets.detach()
         self.features = None if features is None else features.detach()
+        self.sample_weight = None if sample_weight is None else sample_weight.detach()
+        self.grad_norm = None if grad_norm is None else grad_norm.detach()
+        self._elements = None if elements is None else elements.detach()
         self.given_indices = indices
+
+    def notice_zeros(self, rank: int) -> None:
+        """Warn, in a run's first recorded step, of losses of which some look like padding: see `told_of_zeros`.
+
+        Called after the step, so that a compiled one has no part in it; reads the device once in a run.
+        """
+        elements, self._elements = self._elements, None
+        if not self.first_time("zeros") or elements is None:
+            return
+        if (told := told_of_zeros(elements, owner=self.owner)) is not None:
+            warn_on_first_rank(told, rank)
+
+    def first_time(self, what: str) -> bool:
+        """Return whether this is asked for the first time in the run; for checks that read the device."""
+        is_first = what not in self._done
+        self._done.add(what)
+        return is_first
 
     @property
     def recorded_losses(self) -> Tensor:
@@ -123,24 +161,30 @@ class StepRecord:
 
 def weighted_loss(
     step: StepRecord | None,
-    losses: Tensor,
+    losses: Losses,
     *,
     mask: Tensor | None = None,
+    normalize: Normalize = "sample",
+    sample_weight: Tensor | None = None,
     logits: Tensor | None = None,
     targets: Tensor | None = None,
     features: Tensor | None = None,
+    grad_norm: Tensor | None = None,
     indices: Tensor | None = None,
     record: bool = True,
 ) -> Tensor:
     """Return the weighted mean of a step's per-sample losses, and record them; see `WeightedLossMixin.weighted_loss`.
 
     Args:
-        step: The running step. None: there is none, and the value is a plain mean.
-        losses: Unreduced losses ``(B,)`` or ``(B, ...)``.
+        step: The running step. None: there is none, and nothing is pruned or recorded.
+        losses: Unreduced losses ``(B,)`` or ``(B, ...)``, or several such by name.
         mask: Of the shape of ``losses``: True where an element counts.
+        normalize: What the mean is over, given a mask.
+        sample_weight: ``(B,)``.
         logits: ``(B, C)``.
-        targets: ``(B,)``.
+        targets: ``(B,)``, or ``(B, C)``.
         features: ``(B, D)``.
+        grad_norm: ``(B,)``.
         indices: Sample ids ``(B,)``, int64. None: the ids that the sampler drew.
         record: Record these losses, unless an earlier call of the step did.
 
@@ -149,77 +193,75 @@ def weighted_loss(
 
     Raises:
         TypeError: If ``losses`` is not a floating-point tensor.
-        ValueError: If it is a scalar, or its length is not that of the batch.
+        ValueError: If it is a scalar, its length is not that of the batch, or another argument does not fit it.
         Probed: If the step is only run to learn its losses.
     """
-    per_sample, present = per_sample_losses(losses, mask, owner="self" if step is None else step.owner)
-    weights = None
-    if step is not None and step.probing:
-        if record:
-            step.record(per_sample, present, logits, targets, features, indices)
+    owner = "self" if step is None else step.owner
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    losses = total_losses(losses, owner=owner)
+    per_sample, counts = averages_of(losses, mask)
+    _check_one_each("sample_weight", sample_weight, per_sample, "of class weights, `sample_weight=weight[targets]`")
+    _check_one_each("grad_norm", grad_norm, per_sample, "the norms of each sample's own gradient")
+    weights = None if step is None else _weights_of(step, per_sample, indices)
+    if step is not None and record and (step.probing or (step.active and step.losses is None)):
+        step.record(
+            per_sample,
+            None if counts is None else counts > 0,
+            logits,
+            targets,
+            features,
+            indices,
+            sample_weight=sample_weight,
+            grad_norm=grad_norm,
+            elements=losses if mask is None and losses.dim() > 1 else None,
+        )
+        if step.probing:
             raise Probed
-    elif step is not None and step.active:
-        weights = step.weights
-        if indices is not None and step.running is not None:
-            weights = step.running.weights_of(indices)
-        if weights is not None and weights.shape != per_sample.shape:
-            raise ValueError(wrong_length(len(per_sample), len(weights), owner=step.owner))
-        if record and step.losses is None:
-            step.record(per_sample, present, logits, targets, features, indices)
     if len(per_sample) == 0:  # a collate function dropped the whole batch
         return losses.sum()
-    if weights is not None:
+    if normalize == "sample":
+        counts = None
+    if sample_weight is not None or counts is not None:
+        loss = weighted_mean(per_sample, weights, sample_weight, counts)
+    elif weights is not None:
         loss = (weights * per_sample).mean()
-        return loss if loss.dtype == losses.dtype else loss.to(losses.dtype)
-    return losses.mean() if mask is None else per_sample.mean()
+    else:
+        return losses.mean() if mask is None else per_sample.mean()
+    return loss if loss.dtype == losses.dtype else loss.to(losses.dtype)
 
 
-def per_sample_losses(
-    losses: Tensor, mask: Tensor | None = None, *, owner: str = "self"
-) -> tuple[Tensor, Tensor | None]:
-    """Average unreduced losses per sample.
+def _weights_of(step: StepRecord, per_sample: Tensor, indices: Tensor | None) -> Tensor | None:
+    """Return the pruning weights ``(B,)`` of a step's losses; None: all are 1."""
+    if step.probing or not step.active:
+        return None
+    weights = step.weights
+    if indices is not None and step.running is not None:
+        weights = step.running.weights_of(indices)
+    if weights is not None and weights.shape != per_sample.shape:
+        raise ValueError(wrong_length(len(per_sample), len(weights), owner=step.owner))
+    return weights
 
-    Args:
-        losses: ``(B,)`` or ``(B, ...)``, floating point.
-        mask: True (or non-zero) where an element counts, of the shape of ``losses``. None: all do.
-        owner: What the user calls ``weighted_loss`` on, for messages.
 
-    Returns:
-        The losses ``(B,)``, 0 for a sample with nothing unmasked, and which samples have something unmasked
-        ``(B,)`` (None without a mask).
-
-    Raises:
-        TypeError: If ``losses`` is not a floating-point tensor.
-        ValueError: If it has no batch dimension, or ``mask`` has another shape.
-
-    Example:
-        >>> per_sample_losses(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[1, 0], [0, 0]]))
-        (tensor([1., 0.]), tensor([ True, False]))
-    """
-    if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        got = f"{losses.dtype} tensor" if isinstance(losses, Tensor) else type(losses).__name__
-        raise TypeError(f"Expected `losses` to be a floating-point tensor of shape (B,) or (B, ...), but got {got}.")
-    if losses.dim() == 0:
-        hint = _REDUCTION_HINT.format(owner=owner)
-        raise ValueError(f"Expected one loss per sample, shape (B,) or (B, ...), but got a scalar. {hint}")
-    if mask is None:
-        return (losses.flatten(1).mean(1) if losses.dim() > 1 else losses), None
-    if mask.shape != losses.shape:
-        raise ValueError(
-            f"Expected `mask` to have the shape of `losses`, {tuple(losses.shape)}, but got {tuple(mask.shape)}."
-        )
-    mask = mask.bool()
-    kept = torch.where(mask, losses, 0)
-    if losses.dim() == 1:
-        return kept, mask
-    counts = mask.flatten(1).sum(1)
-    return kept.flatten(1).sum(1) / counts.clamp(min=1), counts > 0
+def _check_one_each(name: str, values: Tensor | None, losses: Tensor, hint: str) -> None:
+    """Raise unless there is one value for each sample."""
+    if values is None or (isinstance(values, Tensor) and values.shape == losses.shape):
+        return
+    got = str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
+    raise ValueError(f"Expected `{name}` (B,), one for each of {len(losses)} samples, but got {got}. Pass {hint}.")
 
 
 def wrong_length(num_losses: int, num_samples: int, *, owner: str = "self") -> str:
     """Return the message for losses that do not match the batch."""
+    each = num_losses // max(1, num_samples)
+    is_multiple = each > 1 and each * num_samples == num_losses
+    reshape = (
+        f", {each} for each sample. Average a sample's: `{owner}.weighted_loss(losses.view({num_samples}, -1))` where "
+        "they stand side by side (tokens of flattened sequences), "
+        f"`{owner}.weighted_loss(losses.view({each}, {num_samples}).mean(0))` where the batch is repeated (views one "
+        "after another). "
+    )
     return (
         f"Expected {num_samples} losses, one for each sample that the loader drew for this batch, but got "
-        f"{num_losses}. If the collate function drops or adds samples, return their dataset indices with the batch and "
-        f"pass them: `{owner}.weighted_loss(losses, indices=indices)`."
+        f"{num_losses}{reshape if is_multiple else '. '}If the collate function drops or adds samples, return their "
+        f"dataset indices with the batch and pass them: `{owner}.weighted_loss(losses, indices=indices)`."
     )

@@ -11,6 +11,9 @@ from lightning_prune.core.checks import check_ratio
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 
+_NOT_ONE = 0.02
+"""How far from 1 the sum of a row of probabilities may be: in bfloat16 each of many has been rounded."""
+
 
 def num_pruning_epochs(max_epochs: int, anneal_ratio: float) -> int:
     """Return how many epochs of the run may prune: epoch e (from 0) does if ``e + 1 <= max_epochs * anneal_ratio``.
@@ -35,31 +38,73 @@ def is_annealing(registry: SampleTable, epoch: int, anneal_ratio: float) -> bool
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:
-    """Return the gradients ``(B, C)``, float32, of the cross-entropy by the logits, ``softmax(z) - onehot(y)``.
+    """Return the gradients ``(B, C)``, float32, of each sample's term of the objective by its logits.
+
+    That of the cross-entropy with probabilities t, ``softmax(z) - t``, times the sample's ``sample_weight``. Class ids
+    are probabilities of 0 and 1. A smoothed label can only be seen where the training step passes it so: ``(B, C)``.
 
     Raises:
-        ValueError: If the training step passed no logits or targets, or not ``(B, C)`` and ``(B,)`` class ids.
+        ValueError: If the training step passed no logits or targets, or such that another loss may be meant.
     """
     logits, targets = step.logits, step.targets
     if logits is None or targets is None:
         missing = [name for name, value in (("logits", logits), ("targets", targets)) if value is None]
         raise ValueError(
             f"Expected logits and targets, whose gradients {method} goes by, but the training step passed no "
-            f"{' and no '.join(missing)}. Return `self.weighted_loss(losses, logits=logits, targets=targets)`."
+            f"{' and no '.join(missing)}. Return `{step.owner}.weighted_loss(losses, logits=logits, targets=targets)`."
         )
-    if logits.dim() != 2 or targets.shape != logits.shape[:1] or targets.is_floating_point():
+    is_soft = targets.is_floating_point()
+    if logits.dim() != 2 or logits.shape[1] < 2 or targets.shape != (logits.shape if is_soft else logits.shape[:1]):
         raise ValueError(
-            f"Expected `logits` (B, C) and `targets` (B,) of class ids, whose gradients {method} goes by, but "
-            f"got {tuple(logits.shape)} and {tuple(targets.shape)} {targets.dtype}."
+            f"Expected `logits` (B, C) and `targets` (B,) of class ids or (B, C) of probabilities, whose gradients "
+            f"{method} goes by, but got {tuple(logits.shape)} and {tuple(targets.shape)} {targets.dtype}. "
+            f"{_other_loss(logits, targets)}"
         )
     errors = logits.float().softmax(1)
-    errors.scatter_add_(1, targets.long()[:, None], -torch.ones_like(errors[:, :1]))
-    return errors
+    if is_soft:
+        _check_probabilities(step, targets, method)
+        errors = errors - targets.float()
+    else:
+        errors.scatter_add_(1, targets.long()[:, None], -torch.ones_like(errors[:, :1]))
+    return errors if step.sample_weight is None else errors * step.sample_weight[:, None].float()
+
+
+def _other_loss(logits: Tensor, targets: Tensor) -> str:
+    """Return what to write for a loss that logits and targets do not tell."""
+    if logits.numel() == targets.numel():
+        return (
+            "These may be of a binary cross-entropy or of a regression. Pass the norms of each sample's gradient: "
+            "`grad_norm=(logits.detach().sigmoid() - targets).abs().flatten()` for "
+            "`F.binary_cross_entropy_with_logits`, `grad_norm=2 * (outputs.detach() - targets).abs().flatten()` for "
+            "`F.mse_loss`."
+        )
+    return (
+        "For sequences, and for any other loss, pass the norms (B,) of each sample's gradient by its logits as "
+        "`grad_norm=`; docs/losses.md has the formula for tokens."
+    )
+
+
+def _check_probabilities(step: StepRecord, targets: Tensor, method: str) -> None:
+    """Refuse targets ``(B, C)`` whose rows do not add up to 1: they are of another loss. Looks at the first step's."""
+    if not step.first_time("probabilities"):
+        return
+    sums = targets.sum(1, dtype=torch.float32)
+    if not bool(((sums - 1).abs() < _NOT_ONE).all()):
+        raise ValueError(
+            f"Expected `targets` (B, C) of probabilities, with rows that add up to 1, since the gradients that "
+            f"{method} goes by are of the cross-entropy, but got sums from {float(sums.min()):.3g} to "
+            f"{float(sums.max()):.3g}. "
+            "For several labels a sample, with `F.binary_cross_entropy_with_logits` averaged over the classes, pass "
+            "`grad_norm=(logits.detach().sigmoid() - targets).norm(dim=1) / logits.shape[1]`."
+        )
 
 
 def output_grad_norm(step: StepRecord, method: str) -> Tensor:
-    """Return the norms ``(B,)`` of :func:`output_grads`."""
-    return torch.linalg.vector_norm(output_grads(step, method), dim=1)  # type: ignore[no-any-return]
+    """Return the norms ``(B,)`` of :func:`output_grads`, or of what the training step gave as ``grad_norm``."""
+    if step.grad_norm is None:
+        return torch.linalg.vector_norm(output_grads(step, method), dim=1)  # type: ignore[no-any-return]
+    norms = step.grad_norm.float()
+    return norms if step.sample_weight is None else norms * step.sample_weight.float().abs()
 
 
 def random_order(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -57,6 +57,7 @@ class BatchLossScore(ScoreWrapper):
     """
 
     needs_mixin = False
+    for_any_module = "BatchLossScore(base=OrderDP())"
 
     def __init__(
         self,

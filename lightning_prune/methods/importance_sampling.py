@@ -128,10 +128,10 @@ class ImportanceSampling(PruningCallback):
     """Draw each epoch's samples in proportion to their gradient's norm, without repeats; ``prune_ratio`` is of all.
 
     A sample's importance is the norm of its loss's gradient by the logits, if the training step passes them, as in
-    ``self.weighted_loss(losses, logits=logits, targets=targets)``, else its loss. It is averaged over the epochs that
-    trained the sample. Losses are weighted by the inverse of the probability to be drawn: each epoch's expected
-    gradient sum is that of the full data, whatever the importance. The first epoch trains on everything. Every epoch
-    has the same number of samples, and nothing anneals.
+    ``self.weighted_loss(losses, logits=logits, targets=targets)``, or the norm itself as ``grad_norm``, else its loss.
+    It is averaged over the epochs that trained the sample. Losses are weighted by the inverse of the probability to be
+    drawn: each epoch's expected gradient sum is that of the full data, whatever the importance. The first epoch trains
+    on everything. Every epoch has the same number of samples, and nothing anneals.
 
     Args:
         prune_ratio: Share of all samples left out of each epoch, in [0, 1).
@@ -190,8 +190,8 @@ class ImportanceSampling(PruningCallback):
         registry.add_column(_IMPORTANCE, fill=torch.nan)
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
-        """Return the gradient norms of the step, or its losses if it passed no logits and targets."""
-        if step.logits is None or step.targets is None:
+        """Return the gradient norms of the step, or its losses if it passed neither them nor logits and targets."""
+        if step.grad_norm is None and (step.logits is None or step.targets is None):
             return {_IMPORTANCE: step.recorded_losses}
         return {_IMPORTANCE: output_grad_norm(step, "ImportanceSampling")}
 

@@ -32,7 +32,8 @@ class RandomPruning(PruningCallback):
     """Train each epoch on a fresh uniform subset; ``prune_ratio`` is the share of all samples left out.
 
     The baseline called "Random*" in the papers, and a hard one to beat. With ``rescale=True`` every kept loss is
-    weighted by ``n / k``, which keeps the expected gradient sum of an epoch equal to that of the full data.
+    weighted by ``n / k``, which keeps the expected gradient sum of an epoch equal to that of the full data. Without it,
+    no losses are needed: a module that cannot be edited, without `WeightedLossMixin`, will do.
 
     Args:
         prune_ratio: Share of all samples left out of each epoch, in [0, 1).
@@ -50,6 +51,8 @@ class RandomPruning(PruningCallback):
         RandomPruning(prune_ratio=0.3, rescale=False)
     """
 
+    needs_mixin = False
+    for_any_module = "RandomPruning()"
     set_by_ratio = RatioSetting()
 
     def __init__(

@@ -86,7 +86,7 @@ class RS2(PruningCallback):
     """Train each epoch on the next block of a random permutation; ``prune_ratio`` is the share of all samples left out.
 
     Every sample is used equally often (a difference of one round at most), which random subsets drawn anew are not.
-    Needs no scores, re-weights nothing and anneals nothing.
+    Needs no scores, re-weights nothing and anneals nothing; a module without `WeightedLossMixin` will do.
 
     Args:
         prune_ratio: Share of all samples left out of each epoch, in [0, 1).
@@ -111,6 +111,8 @@ class RS2(PruningCallback):
         RS2(prune_ratio=0.9, replacement=False)
     """
 
+    needs_mixin = False
+    for_any_module = "RS2()"
     ranks_by_scores = False
     set_by_ratio = RatioSetting()
 

@@ -30,7 +30,7 @@ class StaticPruning(PruningCallback):
     """Train every epoch on the same coreset; ``prune_ratio`` is the share of all samples left out.
 
     The coreset is chosen before the first step and is part of the checkpoint: a resumed run keeps it, whatever has
-    become of the score file.
+    become of the score file. Unless it has weights, a module without `WeightedLossMixin` will do.
 
     Args:
         scores: Path of a score file, its content, or scores ``(n,)`` by sample id. If the file has loss weights, as
@@ -61,6 +61,7 @@ class StaticPruning(PruningCallback):
         0.7
     """
 
+    needs_mixin = False
     ranks_by_scores = False
     set_by_ratio = RatioSetting()
     needs_arguments = ("it needs a file of scores", "scores: FILE.npz")

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]  # `tqdm.auto` would make an iterator of its own, and draw
 
+from lightning_prune.core.losses import per_sample_losses
 from lightning_prune.core.rng import isolated_rng
-from lightning_prune.core.step import Probed, StepRecord, per_sample_losses
+from lightning_prune.core.step import Probed, StepRecord
 from lightning_prune.trainer import private
 from lightning_prune.trainer.mixin import WeightedLossMixin
 

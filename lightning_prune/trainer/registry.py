@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -258,7 +259,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if running.plan.weights is not None and not isinstance(self._module, WeightedLossMixin):
             raise MisconfigurationException(
                 f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
-                f"losses, but `{type(self._module).__name__}` has not got it."
+                f"losses, but `{type(self._module).__name__}` has not got it. {_without_mixin(self._module)}"
             )
         self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
@@ -397,11 +398,22 @@ def _check_module(pl_module: LightningModule, method: Method | None) -> None:
     if method is not None and not method.needs_mixin and method.picks_in_batch and not hook:
         raise MisconfigurationException(
             f"Expected per-sample losses for {type(method).__name__} to pick by, but `{name}` does not give them. "
-            f"{probe.HOOK_HINT}"
+            f"{probe.HOOK_HINT} {_without_mixin(pl_module)}"
         )
     if method is None or method.needs_mixin or method.weighs_losses:
         raise MisconfigurationException(
             f"Expected a module with `WeightedLossMixin`, but `{name}` has not got it. Write "
             f"`class {name}(WeightedLossMixin, LightningModule)` and return `self.weighted_loss(losses)` from "
-            "`training_step`."
+            f"`training_step`. {_without_mixin(pl_module)}"
         )
+
+
+def _without_mixin(pl_module: LightningModule | None) -> str:
+    """Return what to say to users who cannot edit their module: the exported methods that say they can do with it."""
+    package = sys.modules[__name__.partition(".")[0]]
+    exported = [getattr(package, name) for name in package.__all__]
+    methods = [one for one in exported if isinstance(one, type) and issubclass(one, Method)]
+    if pl_module is not None and not pl_module.automatic_optimization:  # then its step need not return a loss
+        methods = [one for one in methods if one.missing_losses is Method.missing_losses]
+    written = [f"`{one.for_any_module}`" for one in methods if one.for_any_module is not None]
+    return f"A module that you cannot edit is pruned as it is by {', '.join(written[:-1])} or {written[-1]}."

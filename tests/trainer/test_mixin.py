@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_prune.core.step import StepRecord, per_sample_losses
+from lightning_prune.core.losses import per_sample_losses
+from lightning_prune.core.step import StepRecord
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from tests.helpers import Keep, Model, PlainModel, make_loader, make_trainer, registry_of
 
