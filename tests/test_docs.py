@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def test_pages_have_what_a_reader_looks_for(page):
     assert "Cost" in headings
     assert "```yaml" in text
     assert len(text.splitlines()) < 80
+
+
+def test_the_numbers_of_the_losses_page():
+    failed, tried = doctest.testfile(str(FOLDER.parent / "losses.md"), module_relative=False)
+    assert tried > 10
+    assert failed == 0
+
+
+def test_every_line_of_the_losses_page_is_one_that_python_accepts():
+    text = (FOLDER.parent / "losses.md").read_text()
+    lines = re.findall(r"(?m)^\| .* \| .*`(weighted_loss\(.*?\))`", text)
+    assert len(lines) >= 9
+    for line in lines:
+        compile(line, "losses.md", "eval")
