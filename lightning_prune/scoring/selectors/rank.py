@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.core.checks import check_choice, check_int, check_scores
 from lightning_prune.core.plan import num_keep
 from lightning_prune.scoring._inputs import check_targets
+
+_MOST_NAMED = 10
+"""Classes that a warning names."""
 
 
 def select_top(
@@ -101,6 +105,9 @@ def select_per_class(targets: Tensor, k: int, rule: Callable[[Tensor, int], Tens
 def class_budgets(targets: Tensor, k: int) -> dict[int, int]:
     """Split ``k`` over the classes in proportion to their sizes; the largest remainders get what rounding leaves.
 
+    A class that would get none gets one sample, of the class that has the most; where ``k`` is less than the number of
+    classes, a warning names those that get none.
+
     Args:
         targets: Class ids ``(n,)``.
         k: Samples to keep in all, in [1, n].
@@ -117,6 +124,15 @@ def class_budgets(targets: Tensor, k: int) -> dict[int, int]:
     floors, remainders = sizes * k // len(targets), sizes * k % len(targets)
     extra = remainders.argsort(descending=True, stable=True)[: k - int(floors.sum())]
     floors[extra] += 1
+    for _ in range(min(k, len(labels)) - int((floors > 0).sum())):
+        floors[floors.argmax()] -= 1
+        floors[floors.argmin()] += 1  # the first that has none
+    if missing := labels[floors == 0].tolist():
+        names = ", ".join(map(str, missing[:_MOST_NAMED])) + (", ..." if len(missing) > _MOST_NAMED else "")
+        rank_zero_warn(
+            f"{k} samples are kept of {len(labels)} classes: {len(missing)} of them have none ({names}). Lower `prune_ratio` "
+            "to keep at least one of each."
+        )
     return dict(zip(labels.tolist(), floors.tolist(), strict=True))
 
 
@@ -129,7 +145,7 @@ def rank_scores(order: Tensor, num_samples: int) -> Tensor:
         >>> rank_scores(torch.tensor([3, 1]), 4)
         tensor([0., 1., 0., 2.])
     """
-    scores = torch.zeros(num_samples, device=order.device)
+    scores = torch.zeros(num_samples, dtype=torch.float32, device=order.device)
     scores[order] = torch.arange(len(order), 0, -1, device=order.device, dtype=scores.dtype)
     return scores
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -52,12 +54,31 @@ def test_middle(n, ratio):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
 def test_class_budgets(labels, data):
     k = data.draw(st.integers(1, len(labels)))
-    budgets = class_budgets(torch.tensor(labels), k)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        budgets = class_budgets(torch.tensor(labels), k)
     assert sum(budgets.values()) == k
+    shares = {label: k * labels.count(label) / len(labels) for label in budgets}
+    enough = k >= len(budgets)
+    assert bool(warned) != enough
+    assert all(budgets.values()) or not enough
     for label, budget in budgets.items():
-        share = k * labels.count(label) / len(labels)
-        assert share - 1 < budget < share + 1
+        assert budget < shares[label] + 1
         assert budget <= labels.count(label)
+        if not enough or min(shares.values()) >= 1:
+            assert budget > shares[label] - 1
+
+
+def test_a_rare_class_keeps_one():
+    """Of the class that has the most; others keep what the rule gives them."""
+    targets = torch.tensor([0] * 90 + [1] * 3 + [2] * 2 + [3] * 105)
+    assert class_budgets(targets, 20) == {0: 9, 1: 1, 2: 1, 3: 9}
+    assert class_budgets(targets, 4) == {0: 1, 1: 1, 2: 1, 3: 1}
+    with pytest.warns(UserWarning, match=r"3 samples are kept of 4 classes: 1 of them have none \(2\). Lower `prune"):
+        assert class_budgets(targets, 3) == {0: 1, 1: 1, 2: 0, 3: 1}
+    labels = torch.arange(20)
+    with pytest.warns(UserWarning, match=r"18 of them have none \(2, 3, .*11, \.\.\.\)"):
+        class_budgets(labels, 2)
 
 
 def test_per_class():
