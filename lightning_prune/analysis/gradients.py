@@ -65,7 +65,7 @@ def sample_gradients(
         The pruned gradient (NaN if none of ``ids`` is selected) and the full one, on the module's device.
     """
     device = module.device
-    weights = torch.zeros(len(loader.dataset), device=device)  # type: ignore[arg-type]
+    weights = torch.zeros(len(loader.dataset), dtype=torch.float32, device=device)  # type: ignore[arg-type]
     chosen = torch.zeros_like(weights, dtype=torch.bool)
     places = selection.indices.to(device)
     chosen[places] = True
@@ -74,8 +74,8 @@ def sample_gradients(
     share = math.ceil(len(ids) / trainer.world_size)
     own = ids[trainer.global_rank * share :][:share]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    sums = torch.zeros(2, sum(parameter.numel() for parameter in parameters), device=device)
-    counts = torch.zeros(2, device=device)
+    sums = torch.zeros(2, sum(parameter.numel() for parameter in parameters), dtype=torch.float32, device=device)
+    counts = torch.zeros(2, dtype=torch.float32, device=device)
     takes_index = len(inspect.signature(type(module).training_step).parameters) > 2  # self and the batch are two
     with isolated_rng(seed):
         start = 0

@@ -35,7 +35,7 @@ class GaussianNoise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return noisy images."""
         _check_images(images)
-        noise = torch.randn(images.shape, generator=self.generator).to(images.device) + 0.2
+        noise = torch.randn(images.shape, generator=self.generator, dtype=torch.float32).to(images.device) + 0.2
         return _to_uint8(images + 255 * noise)
 
 

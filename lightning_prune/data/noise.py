@@ -124,7 +124,7 @@ def _exact_per_class(targets: Tensor, rate: float, generator: torch.Generator) -
 
 
 def _coins(targets: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(len(targets), generator=generator) < rate).nonzero().squeeze(1)
+    return (torch.rand(len(targets), generator=generator, dtype=torch.float32) < rate).nonzero().squeeze(1)
 
 
 _Draw = Callable[[Tensor, float, torch.Generator], Tensor]

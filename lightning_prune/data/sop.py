@@ -66,8 +66,8 @@ class SOPLoss(nn.Module):
         self.num_classes = num_classes
         self.consistency = consistency
         self.balance = balance
-        self.u = nn.Parameter(torch.randn(num_samples, 1, generator=generator) * 1e-8)
-        self.v = nn.Parameter(torch.randn(num_samples, num_classes, generator=generator) * 1e-8)
+        self.u = nn.Parameter(torch.randn(num_samples, 1, generator=generator, dtype=torch.float32) * 1e-8)
+        self.v = nn.Parameter(torch.randn(num_samples, num_classes, generator=generator, dtype=torch.float32) * 1e-8)
 
     def forward(self, logits: Tensor, targets: Tensor, indices: Tensor, strong_logits: Tensor | None = None) -> Tensor:
         """Return the losses ``(B,)``, for ``self.weighted_loss(losses)``.

@@ -66,9 +66,9 @@ def infobatch(
         count = int(keep_ratio * num_low + torch.rand((), generator=generator, dtype=torch.float64).item())
         dropped = random_submask(low, num_low - count, generator)
     else:
-        dropped = low & (torch.rand(len(low), generator=generator) >= keep_ratio).to(low.device)
+        dropped = low & (torch.rand(len(low), generator=generator, dtype=torch.float32) >= keep_ratio).to(low.device)
     kept = Selection.from_mask(~dropped)
-    weight_if_low = torch.tensor([1.0, 1 / keep_ratio], device=scores.device)
+    weight_if_low = torch.tensor([1.0, 1 / keep_ratio], dtype=torch.float32, device=scores.device)
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
 
 

@@ -77,5 +77,5 @@ class RandomPruning(PruningCallback):
         n = registry.num_samples
         selection = random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
         if self.rescale:
-            return replace(selection, weights=torch.full((len(selection),), n / len(selection)))
+            return replace(selection, weights=torch.full((len(selection),), n / len(selection), dtype=torch.float32))
         return selection

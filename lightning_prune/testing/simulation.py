@@ -92,7 +92,7 @@ class ScriptedTable(SampleTable):
 
     def refresh_losses(self, indices: Tensor) -> Tensor:
         """Return the running epoch's losses."""
-        return self.script.losses[self.epoch, indices]
+        return self.script.losses[self.epoch, indices].float()
 
     def mean_loss(self, loader: DataLoader[Any]) -> Tensor:
         """Return the mean of the running epoch's losses: whatever is loaded, it is like the training set."""

@@ -195,7 +195,7 @@ def losses_of(
         delay=_SECONDS_UNTIL_BAR,
         disable=trainer.progress_bar_callback is None or not trainer.is_global_zero,
     )
-    losses: list[Tensor] = [torch.zeros(0, device=module.device)]
+    losses: list[Tensor] = [torch.zeros(0, dtype=torch.float32, device=module.device)]
     with isolated_rng(seed):
         for i, batch in enumerate(bar):
             if i % stride == trainer.global_rank % stride:
@@ -226,11 +226,11 @@ def losses_by_id(
     """
     share = math.ceil(len(indices) / world_size)
     own = indices[rank * share :][:share].tolist()
-    losses = torch.full((share,), torch.nan, device=indices.device)
+    losses = torch.full((share,), torch.nan, dtype=torch.float32, device=indices.device)
     if own:
         losses[: len(own)] = find(private.subset_loader(original, own))
     if world_size > 1:
-        everyone = torch.empty(world_size * share, device=indices.device)
+        everyone = torch.empty(world_size * share, dtype=torch.float32, device=indices.device)
         torch.distributed.all_gather_into_tensor(everyone, losses)
         losses = everyone
     return losses[: len(indices)]

@@ -56,7 +56,7 @@ def _chosen(rule: Callable[[Features, int, torch.Generator, dict[str, Any]], Ten
 
 def _craig(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
     chosen = craig(shown.output_grads, shown.features, shown.targets, keep_ratio, **parameters)
-    scores, weights = torch.zeros(len(shown)), torch.zeros(len(shown))
+    scores, weights = torch.zeros(2, len(shown), dtype=torch.float32)
     scores[chosen.indices.cpu()] = 1
     if chosen.weights is not None:
         weights[chosen.indices.cpu()] = chosen.weights.cpu()
@@ -218,7 +218,7 @@ def try_parameters(method: str, parameters: dict[str, Any]) -> None:
     """Refuse parameters out of range, before a module is trained for them: score two samples, of no module."""
     sized = {"first", "num_clusters"}  # their range is that of the dataset
     parameters = {name: value for name, value in parameters.items() if name not in sized}
-    eye = torch.eye(2)
+    eye = torch.eye(2, dtype=torch.float32)
     if method == "DeepFool":
         deepfool(nn.Identity(), eye, **parameters)
     else:

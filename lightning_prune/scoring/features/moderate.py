@@ -38,7 +38,7 @@ def moderate_distance(features: Tensor, targets: Tensor, *, center: Literal["med
     check_points("features", features)
     targets = check_targets(targets, rows=len(features))
     check_choice("center", center, ("median", "mean"))
-    distances = torch.empty(len(features), device=features.device)
+    distances = torch.empty(len(features), dtype=torch.float32, device=features.device)
     for label in torch.unique(targets):  # one class at a time: the sort needs a copy
         ids = (targets == label).nonzero().squeeze(1)
         members = features[ids].float()

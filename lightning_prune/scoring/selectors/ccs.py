@@ -64,7 +64,7 @@ def ccs(
     kept = cutoff_scores.argsort(stable=True)[dropped:].sort().values
     strata = assign_strata(scores[kept], num_strata)
     budgets = stratum_budgets(strata.bincount(minlength=num_strata), k)
-    keys = torch.rand(len(kept), generator=resolve_generator(generator)).to(scores.device)
+    keys = torch.rand(len(kept), generator=resolve_generator(generator), dtype=torch.float32).to(scores.device)
     order = keys.argsort(stable=True)
     order = order[strata[order].argsort(stable=True)]  # by stratum, at random within
     ordered = strata[order]

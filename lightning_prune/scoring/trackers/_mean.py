@@ -24,7 +24,7 @@ class MeanTracker(Tracker, ABC):
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return empty sums and visit counts."""
         counts = torch.zeros(num_samples, dtype=torch.int16, device=values.device)
-        return {"sum": torch.zeros(num_samples, device=values.device), "visits": counts}
+        return {"sum": torch.zeros(num_samples, dtype=torch.float32, device=values.device), "visits": counts}
 
     def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
         """Add a visit."""

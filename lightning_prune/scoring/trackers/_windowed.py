@@ -47,12 +47,14 @@ class WindowedTracker(Tracker):
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return no visits, no previous probabilities (NaN) and an empty sum over windows."""
         state = {
-            "previous": torch.full((num_samples, self.window - 1), torch.nan, device=values.device),
-            "sum": torch.zeros(num_samples, device=values.device),
+            "previous": torch.full(
+                (num_samples, self.window - 1), torch.nan, dtype=torch.float32, device=values.device
+            ),
+            "sum": torch.zeros(num_samples, dtype=torch.float32, device=values.device),
             "visits": torch.zeros(num_samples, dtype=torch.int16, device=values.device),
         }
         if self.drop_last_window:
-            state["last"] = torch.zeros(num_samples, device=values.device)
+            state["last"] = torch.zeros(num_samples, dtype=torch.float32, device=values.device)
         return state
 
     @abstractmethod

@@ -48,7 +48,10 @@ class DUAL(WindowedTracker):
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return the state of the windows, and an empty sum of q."""
-        return {**super().initial(num_samples, values), "prob_sum": torch.zeros(num_samples, device=values.device)}
+        return {
+            **super().initial(num_samples, values),
+            "prob_sum": torch.zeros(num_samples, dtype=torch.float32, device=values.device),
+        }
 
     def spread(self, window: Tensor) -> Tensor:
         """Return what one window ``(B, J)`` adds, ``(B,)``."""

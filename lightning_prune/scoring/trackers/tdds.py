@@ -117,8 +117,8 @@ class TDDS(Tracker):
         dtype = torch.float32 if exact else torch.float16
         return {
             "log_probs": torch.full((n, num_classes), torch.nan, dtype=dtype, device=device),
-            "steps": torch.full((n, self.window - 2), torch.nan, device=device),
-            "score": torch.full((n,), torch.nan, device=device),
+            "steps": torch.full((n, self.window - 2), torch.nan, dtype=torch.float32, device=device),
+            "score": torch.full((n,), torch.nan, dtype=torch.float32, device=device),
         }
 
     def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:

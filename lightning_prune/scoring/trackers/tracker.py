@@ -115,7 +115,7 @@ class Tracker(ABC):
 
     def initial(self, num_samples: int, values: Tensor) -> dict[str, Tensor]:
         """Return the state of samples never visited; ``values`` is a first measurement, for its shape and device."""
-        return {"value": torch.full((num_samples,), torch.nan, device=values.device)}
+        return {"value": torch.full((num_samples,), torch.nan, dtype=torch.float32, device=values.device)}
 
     def fold(self, old: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
         """Return the state ``(B, ...)`` of samples after a visit; unless overridden, that of the last value."""
@@ -185,7 +185,7 @@ class Tracker(ABC):
         Raises:
             ValueError: If no sample has one.
         """
-        scores = self.score().float() if self.state else torch.full((1,), torch.nan)
+        scores = self.score().float() if self.state else torch.full((1,), torch.nan, dtype=torch.float32)
         if bool(scores.isnan().all()):
             raise ValueError(
                 f"Expected at least {self.min_epochs} recorded epochs for a score of {self!r}, but got too few in "
