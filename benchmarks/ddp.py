@@ -47,7 +47,7 @@ def run_rank(rank: int, n: int, rounds: int, store: str) -> dict[str, Any]:
     for _ in range(rounds + 1):
         running = session.begin_epoch(0)  # in each round the same full epoch
         with in_steps:
-            for batch_idx in range(min(STEPS, len(running.batch_sampler))):
+            for batch_idx, _ in zip(range(STEPS), running.batch_sampler, strict=False):
                 session.begin_step(batch_idx)
                 session.step.record(torch.ones(running.step_length), None, None, None, None, None)
                 session.end_step(batch_idx)

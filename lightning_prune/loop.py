@@ -16,7 +16,6 @@ from lightning_prune.core.losses import Losses, Normalize, per_sample_losses, to
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection, scheduler_calls
 from lightning_prune.core.rng import isolated_rng, make_generator
-from lightning_prune.core.sampler import PlanSampler
 from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord, weighted_loss
 from lightning_prune.core.table import SampleTable, changed_length
@@ -165,15 +164,12 @@ class Pruner:
                 "Expected a `torch.utils.data.DataLoader`, or what `fabric.setup_dataloaders` returned for one, but "
                 f"got {type(loader).__name__}."
             )
-        shuffle = private.check_loader(original)
-        num_samples = len(original.dataset)  # type: ignore[arg-type]
-        if self._table.num_samples not in (0, num_samples):
-            raise ValueError(changed_length(self._table.num_samples, num_samples))
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
-        seed = self._session.seed
-        sampler = PlanSampler(num_samples, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
-        self._loader, self._moves_to = private.PlannedLoader(original, sampler), moves_to
+        planned = private.PlannedLoader(original, seed=self._session.seed, rank=rank, world_size=world_size)
+        if self._table.num_samples not in (0, planned.num_samples):
+            raise ValueError(changed_length(self._table.num_samples, planned.num_samples))
+        self._loader, self._moves_to = planned, moves_to
         self._session.draw_from(self._loader.batch_sampler)
         self._session.dataset = [type(original.dataset).__name__, self.dataset_id]
         self._full_length = self._session.full_batches

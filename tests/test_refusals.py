@@ -11,11 +11,8 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
 )
 
 from lightning_prune import InfoBatch, PruningCallback, RandomPruning, ScoreRegistry, Selection
@@ -28,26 +25,27 @@ class Stream(IterableDataset):
         return iter(make_dataset())
 
 
-class OwnBatches(Sampler):
+class Endless(RandomSampler):
     def __iter__(self):
-        yield [0, 1]
+        while True:
+            yield from range(40)
 
-    def __len__(self):
-        return 1
+
+class Keys(SequentialSampler):
+    def __iter__(self):
+        return iter("abcdefgh")
 
 
 data = make_dataset()
 LOADERS = {
     "iterable": (lambda: DataLoader(Stream(), 4), "IterableDataset `Stream`"),
     "no_batches": (lambda: DataLoader(data, batch_size=None), "batch_size=None"),
-    "batch_sampler": (lambda: DataLoader(data, batch_sampler=OwnBatches()), "`OwnBatches` has none"),
-    "weighted": (
-        lambda: DataLoader(data, 4, sampler=WeightedRandomSampler(torch.ones(40), 40)),
-        "`WeightedRandomSampler`",
+    "endless": (
+        lambda: DataLoader(data, 4, sampler=Endless(data)),
+        "Expected `Endless` to come to an end in",
     ),
-    "subset_sampler": (lambda: DataLoader(data, 4, sampler=SubsetRandomSampler(range(10))), "torch.utils.data.Subset"),
-    "replacement": (lambda: DataLoader(data, 4, sampler=RandomSampler(data, replacement=True)), "`RandomSampler`"),
-    "fewer": (lambda: DataLoader(data, 4, sampler=RandomSampler(data, num_samples=10)), "`RandomSampler`"),
+    "keys": (lambda: DataLoader(data, 4, sampler=Keys(data)), r"Expected `Keys` to yield positions.*yielded 'a'"),
+    "beyond": (lambda: DataLoader(data, 4, sampler=[3, 40]), r"Expected `list` to yield ids in \[0, 40\).*\[3, 40\]"),
     "list": (lambda: [1, 2, 3], "Expected a `torch.utils.data.DataLoader`"),
     "dict": (lambda: {"a": make_loader(), "b": make_loader()}, r"ScoreRegistry\(loader=...\).*\['a', 'b'\]"),
     "two": (lambda: [make_loader(), make_loader()], r"ScoreRegistry\(loader=...\).*\[0, 1\]"),
@@ -70,11 +68,6 @@ def test_loaders(name):
 def test_unknown_loader_key(key):
     with pytest.raises(MisconfigurationException, match=r"one of the train DataLoaders \['a', 'b'\], but got"):
         make_trainer(ScoreRegistry(loader=key), InfoBatch()).fit(Model(), {"a": make_loader(), "b": make_loader()})
-
-
-def test_overfit_batches():
-    with pytest.raises(MisconfigurationException, match="overfit_batches=0.*limit_train_batches"):
-        make_trainer(InfoBatch(), overfit_batches=2).fit(Model(), make_loader())
 
 
 def test_processes_that_do_not_exchange_tensors_as_ours():

@@ -12,7 +12,7 @@ from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import collect_rng_state
-from lightning_prune.core.table import SampleTable
+from lightning_prune.core.table import SampleTable, table_columns
 
 STATE_VERSION = 2
 """Version of the saved state. 1 had neither the dataset's name, nor what an open epoch is checked by."""
@@ -84,10 +84,17 @@ def unpack(state: dict[str, Any], table: SampleTable, num_samples: int, device: 
             f"Expected registry state of version <= {STATE_VERSION}, but the checkpoint has {state['version']}. "
             "It was written by a newer lightning-prune: upgrade to resume it."
         )
-    unknown = {"losses": torch.full((num_samples,), math.nan)} if selects_all(state) else {}
+    unknown = {"losses": torch.full((num_samples,), math.nan, dtype=torch.float32)} if selects_all(state) else {}
     table.load_columns({**state, **unknown}, num_samples, device)
     table.epoch = state["epoch"]
     table.trained_steps, table.full_steps = state["trained_steps"], state["full_steps"]
+
+
+def without_method(state: dict[str, Any], method: str | None) -> dict[str, Any]:
+    """Return a state without what another method than ``method`` kept: its columns would be taken for the new one's."""
+    if state.get("method", method) == method:
+        return state
+    return {**state, "columns": table_columns(state.get("columns", {})), "state": {}}
 
 
 def check_same_epoch(state: dict[str, Any], running: RunningEpoch) -> None:
@@ -105,7 +112,8 @@ def check_same_epoch(state: dict[str, Any], running: RunningEpoch) -> None:
             f"was written in the middle of epoch {epoch}, but got {running.step_size}. Resume with "
             "the same batch size and number of devices, or from a checkpoint of an epoch's end."
         )
-    if state.get("plan") != running.digest:
+    rows = {len(part["log"]) for part in state["ranks"] if part["log"] is not None}
+    if state.get("plan") != running.digest or rows - {len(running.log)}:
         raise StateMismatchError(
             f"Expected to derive the selection of epoch {epoch} again, in whose middle the checkpoint was "
             "written, but got another one: the method, its arguments, or the version of lightning-prune or torch "

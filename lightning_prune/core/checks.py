@@ -14,6 +14,11 @@ class StateMismatchError(ValueError):
     """Raised where a run is not the one that its saved state belongs to; the message says in what they differ."""
 
 
+@final
+class LoaderError(ValueError):
+    """Raised where a loader's samples cannot be told apart; the message says what the loader would have to do."""
+
+
 def warn_on_first_rank(message: str, rank: int) -> None:
     """Warn in the process of rank 0 only: the others would say the same."""
     if rank == 0:

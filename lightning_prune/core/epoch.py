@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.plan import EpochPlan, Selection
-from lightning_prune.core.sampler import PlanBatchSampler, RecordingBatchSampler
+from lightning_prune.core.sampler import PlanBatchSampler
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
 
@@ -32,6 +35,7 @@ class EpochRecord:
         recorded: Which positions ``(k,)`` of the epoch's plan have a loss; None: all of them.
         step_size: Positions that the ranks together train in one step.
         extra: What the method recorded beside the loss, by name, each ``(m,)`` float32.
+        step_lengths: Positions ``(s,)`` of the plan that the ranks together trained in each step; None: ``step_size``.
     """
 
     indices: Tensor
@@ -39,6 +43,7 @@ class EpochRecord:
     recorded: Tensor | None
     step_size: int
     extra: dict[str, Tensor]
+    step_lengths: Tensor | None = None
 
     @cached_property
     def num_nonfinite(self) -> int:
@@ -48,6 +53,10 @@ class EpochRecord:
     @cached_property
     def steps(self) -> Tensor:
         """The step ``(m,)``, int64, in which each was trained; a step is the union of the ranks' batches."""
+        if self.step_lengths is not None:
+            lengths = self.step_lengths.to(self.losses.device)
+            steps = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+            return steps[: len(self.losses)] if self.recorded is None else steps[self.recorded[: len(steps)]]
         if self.recorded is not None:
             return ids_of(self.recorded).div(self.step_size, rounding_mode="floor")
         num, size = len(self.losses), self.step_size
@@ -68,6 +77,19 @@ def check_same_on_all_ranks(selection: Selection, epoch: int, device: torch.devi
             f"Expected the same selection on every rank, but in epoch {epoch} rank(s) {differing} differ from rank 0. "
             "`select` must depend on the registry, the epoch and the generator only."
         )
+
+
+def last_visits(order: Tensor, recorded: Tensor) -> Tensor:
+    """Return where ``order`` ``(k,)`` has the last recorded visit of a sample ``(k,)``, bool, on the CPU.
+
+    Example:
+        >>> last_visits(torch.tensor([3, 1, 3, 1]), torch.tensor([True, True, True, False]))
+        tensor([False,  True,  True, False])
+    """
+    positions = ids_of(recorded)
+    ids = order[positions].flip(0).numpy()
+    _, first = np.unique(ids, return_index=True)
+    return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, positions[len(positions) - 1 - first], True)
 
 
 @final
@@ -92,7 +114,7 @@ class RunningEpoch:
     def __init__(
         self,
         plan: EpochPlan,
-        batch_sampler: PlanBatchSampler | RecordingBatchSampler,
+        batch_sampler: PlanBatchSampler,
         record_names: tuple[str, ...],
         device: torch.device,
         *,
@@ -103,22 +125,22 @@ class RunningEpoch:
         self.device = device
         self.batches_done = 0
         self.num_dropped = 0
-        sampler = batch_sampler.sampler
-        self.rank = sampler.rank
-        self.plan = sampler.plan = plan
-        batch_sampler.skip = 0
-        self.log = torch.full((1 + len(record_names), self.plan.shard_size + 1), ABSENT, device=device)
+        self.rank = batch_sampler.sampler.rank
+        self.plan = plan
+        batch_sampler.set_plan(plan)
+        self.cuts = batch_sampler.cuts_of(plan)
+        self.log = torch.full(
+            (1 + len(record_names), self.plan.shard_size + 1), ABSENT, dtype=torch.float32, device=device
+        )
         self._rows = list(self.log)
-        self._num_batches = len(batch_sampler)
-        self._batch_size = batch_sampler.batch_size if isinstance(batch_sampler, PlanBatchSampler) else None
+        self._num_batches = len(self.cuts)
         self._cut: int | None = None
         self._log_views: list[tuple[Tensor, ...]] = []
         self._weight_views: tuple[Tensor, ...] = ()
         self._targets: list[Tensor] | None = None
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
-        longest = batch_sampler.batch_size or self.plan.shard_size
-        self._ones = torch.ones(longest, device=device) if weighs and weights is None else None
+        self._ones = torch.ones(self.cuts.longest, dtype=torch.float32, device=device) if weighs and weights is None else None
         self._slots: slice | Tensor = slice(0, 0)
         self._batch_slots: slice | Tensor = self._slots
         self.step_length = self.batch_length = 0
@@ -131,7 +153,10 @@ class RunningEpoch:
     @cached_property
     def digest(self) -> str:
         """A hash of the order of the visit, by which a resumed run knows that it has derived the same plan."""
-        return hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8)
+        if self.plan.lengths is not None:
+            digest.update(self.plan.lengths.numpy().tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def slot_of(self) -> Tensor:
@@ -150,7 +175,7 @@ class RunningEpoch:
         """Loss weight ``(n,)`` by sample id (1 for ids of other shards), or None in an epoch without weights."""
         if self.weights is None:
             return None
-        weights = torch.ones(self.batch_sampler.sampler.total, device=self.device)
+        weights = torch.ones(self.batch_sampler.sampler.total, dtype=torch.float32, device=self.device)
         weights[self.shard] = self.weights
         return weights
 
@@ -166,26 +191,30 @@ class RunningEpoch:
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
         batch_idx %= self._num_batches  # a `CombinedLoader` may cycle through a shorter loader
-        if self._batch_size is not None:
-            cut, i = divmod(batch_idx, _BATCHES_AT_ONCE)
-            if cut != self._cut:
-                self._cut_views(cut, self._batch_size)
-            self._targets = [views[i] for views in self._log_views]
-            start, length = batch_idx * self._batch_size, self._targets[0].shape[0]
-            self._slots = self._batch_slots = slice(start, start + length)
-            self.step_length = self.batch_length = length
-            return self._no_weights(length) if self.weights is None else self._weight_views[i]
-        indices = torch.tensor(self.batch_sampler.batches[batch_idx], device=self.device)  # type: ignore[union-attr]
-        self._slots = self._batch_slots = self.slot_of[indices]
-        self.step_length = self.batch_length = len(indices)
-        return self.weights_of(indices)
+        if batch_idx >= self.batch_sampler.handed_out:
+            raise LoaderError(
+                f"Expected `{self.batch_sampler.loader_name}` to draw its batches from its batch sampler, which leaves "
+                f"out what is not selected, but it trains batch {batch_idx} of epoch {self.plan.epoch} without having "
+                "drawn it. Such a loader cannot be pruned: use a `torch.utils.data.DataLoader`."
+            )
+        cut, i = divmod(batch_idx, _BATCHES_AT_ONCE)
+        if cut != self._cut:
+            self._cut_views(cut)
+        self._targets = [views[i] for views in self._log_views]
+        start, length = self.cuts.start(batch_idx), self._targets[0].shape[0]
+        self._slots = self._batch_slots = slice(start, start + length)
+        self.step_length = self.batch_length = length
+        return self._no_weights(length) if self.weights is None else self._weight_views[i]
 
-    def _cut_views(self, cut: int, batch_size: int) -> None:
+    def _cut_views(self, cut: int) -> None:
         """Cut the log and the weights into those of the ``cut``-th lot of batches."""
-        start = cut * _BATCHES_AT_ONCE * batch_size
-        lot = slice(start, min(start + _BATCHES_AT_ONCE * batch_size, self.plan.shard_size))
-        self._cut, self._log_views = cut, [torch.split(row[lot], batch_size) for row in self._rows]
-        self._weight_views = () if self.weights is None else torch.split(self.weights[lot], batch_size)
+        first = cut * _BATCHES_AT_ONCE
+        starts = [
+            self.cuts.start(batch) for batch in range(first, min(first + _BATCHES_AT_ONCE, self._num_batches) + 1)
+        ]
+        lot, lengths = slice(starts[0], starts[-1]), [b - a for a, b in itertools.pairwise(starts)]
+        self._cut, self._log_views = cut, [torch.split(row[lot], lengths) for row in self._rows]
+        self._weight_views = () if self.weights is None else torch.split(self.weights[lot], lengths)
 
     @property
     def step_indices(self) -> Tensor:
@@ -239,13 +268,48 @@ class RunningEpoch:
     @property
     def step_size(self) -> int:
         """Positions of the plan that the ranks together train in one step; on average, if batches differ in size."""
-        size = self.batch_sampler.batch_size or math.ceil(self.plan.shard_size / max(1, len(self.batch_sampler)))
+        size = self.batch_sampler.batch_size or math.ceil(self.plan.shard_size / max(1, self._num_batches))
         return int(size) * self.plan.world_size
+
+    @cached_property
+    def step_lengths(self) -> Tensor | None:
+        """Positions ``(s,)`` of the plan that the ranks together train in each step; None: as many in each."""
+        if self.cuts.is_even:
+            return None
+        world_size, lengths = self.plan.world_size, self.plan.lengths
+        if lengths is not None:
+            return lengths.cumsum(0)[[*range(world_size - 1, len(lengths) - 1, world_size), -1]].diff(
+                prepend=torch.zeros(1, dtype=torch.int64)
+            )
+        ends = torch.tensor([self.cuts.start(batch + 1) for batch in range(self._num_batches)]) * world_size
+        return ends.clamp_(max=len(self.plan.order)).diff(prepend=torch.zeros(1, dtype=torch.int64))
+
+    def positions_in(self, batches: int) -> int:
+        """Return how many positions of the plan the first ``batches`` batches of each rank train, over all ranks.
+
+        A `CombinedLoader` may cycle through a shorter loader: then positions count as often as they are trained.
+        """
+        cycles, batches = divmod(batches, self._num_batches)
+        return cycles * self._positions_before(self._num_batches) + self._positions_before(batches)
+
+    def _positions_before(self, batch: int) -> int:
+        if self.step_lengths is not None:
+            return int(self.step_lengths[:batch].sum())
+        return min(len(self.plan.order), self.cuts.start(batch) * self.plan.world_size)
+
+    def full_positions(self, batches: int) -> int:
+        """Return how many positions ``batches`` batches of each rank would train if nothing was left out."""
+        full = self.plan.full_length or self.batch_sampler.sampler.total
+        length = self.batch_sampler.full_length
+        cycles, batches = divmod(batches, length)
+        if self.plan.lengths is not None:
+            return cycles * full + round(full * batches / length)
+        return cycles * min(full, length * self.step_size) + min(full, batches * self.step_size)
 
     @property
     def positions_done(self) -> int:
         """Positions of the plan visited so far, over all ranks."""
-        return min(len(self.plan.order), self.batches_done * self.step_size)
+        return self.positions_in(self.batches_done)
 
     @property
     def positions_trained(self) -> int:
@@ -253,39 +317,47 @@ class RunningEpoch:
         return self.positions_done - self.num_dropped * self.plan.world_size
 
     @property
-    def trained_fraction(self) -> float:
-        """Share of the visited positions that were trained: 1, unless samples were left out of their batches."""
-        return self.positions_trained / self.positions_done if self.num_dropped else 1.0
+    def kept_fraction(self) -> float:
+        """Share of a full epoch's positions that is in the plan, and was not left out of its batch."""
+        full = self.plan.full_length or self.batch_sampler.sampler.total
+        trained = self.positions_trained / self.positions_done if self.num_dropped else 1.0
+        return len(self.plan.order) / full * trained
 
     def collect(self) -> EpochRecord:
         """Gather the ranks' logs into one record: the epoch's only collective."""
         log = self.log[:, :-1]
         logs = log[None]
         if self.plan.world_size > 1:
-            logs = torch.empty(self.plan.world_size, *log.shape, device=self.device)
+            logs = torch.empty(self.plan.world_size, *log.shape, dtype=torch.float32, device=self.device)
             torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
         values, indices = self.plan.unshard(logs), self.plan.order.to(self.device).long()
         present = None
-        if not bool(values[0].amin() > ABSENT):  # something is missing, or NaN or -inf
+        if self.plan.may_repeat:
             present = values[0] != ABSENT
+            present &= last_visits(self.plan.order, present.cpu()).to(self.device)
+        elif not bool(values[0].amin() > ABSENT):  # something is missing, or NaN or -inf
+            present = values[0] != ABSENT
+        if present is not None:
             values, indices = values[:, present], indices[present]
         extra = dict(zip(self.record_names, values[1:], strict=True))
-        return EpochRecord(indices, values[0], present, self.step_size, extra)
+        return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths)
 
     def log_state(self) -> Tensor:
         """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""
         done = self.plan.shard_size
-        if isinstance(self.batch_sampler, PlanBatchSampler) and "slot_of" not in self.__dict__:
-            done = min(done, self.batches_done * self.batch_sampler.batch_size)
+        if "slot_of" not in self.__dict__ and self.batches_done < self._num_batches:
+            done = self.cuts.start(self.batches_done)
         return self.log[:, :done].cpu().clone()
 
     def recorded(self, ranks: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return ids and losses ``(m,)``, on the CPU, that are in the ranks' logs: each ``"log"`` of a `log_state`."""
-        logs = torch.full((self.plan.world_size, self.plan.shard_size), ABSENT)
+        logs = torch.full((self.plan.world_size, self.plan.shard_size), ABSENT, dtype=torch.float32)
         for row, local in zip(logs, ranks, strict=False):  # after an exception in a DDP run there is only one
             row[: local["log"].shape[1]] = local["log"][0]
         losses = self.plan.unshard(logs)
         present = losses != ABSENT
+        if self.plan.may_repeat:
+            present &= last_visits(self.plan.order, present)
         return self.plan.order[present].long(), losses[present]
 
     def move_to(self, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.core.arrays import count_true, ids_of, is_ascending
 from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.draw import regroup
 from lightning_prune.core.rng import make_generator, numpy_generator, permutation
 
 
@@ -151,25 +152,36 @@ class Selection:
 
 
 @final
+@final
 @dataclass(frozen=True)
 class EpochPlan:
     """The order in which the ranks together visit a selection.
 
-    Rank ``r`` of ``world_size`` trains positions ``r, r + world_size, ...``; so a step of all ranks is one contiguous
-    run of the order, whatever the world size. The order is padded by wrapping around, so that shards are of equal
-    length; the padded copies are trained (as `DistributedSampler` does) but not recorded.
+    Without ``lengths``, rank ``r`` of ``world_size`` trains positions ``r, r + world_size, ...``; so a step of all
+    ranks is one contiguous run of the order, whatever the world size. With them the order is a list of batches, of
+    which rank ``r`` trains the ``r``-th, the ``(r + world_size)``-th, and so on. Either is padded by wrapping around,
+    so that the ranks take as many steps; the padded copies are trained (as `DistributedSampler` does) but not recorded.
 
     Args:
         epoch: Epoch number, from 0.
         order: Sample ids ``(k,)`` in the order of the visit; int32 where that suffices, else int64.
         weights: Loss weights ``(k,)`` aligned with ``order``, or None.
         world_size: Number of ranks.
+        lengths: Lengths ``(b,)``, int64, of the batches that the order consists of, or None: the loader cuts it evenly.
+        full_length: Positions that the order would have if nothing was left out; None: one for each sample.
+        full_batches: Batches that it would have, with ``lengths``.
+        selection: What was selected, where that is not what the order holds: a user's sampler may leave out samples and
+            repeat others.
     """
 
     epoch: int
     order: Tensor
     weights: Tensor | None = None
     world_size: int = 1
+    lengths: Tensor | None = None
+    full_length: int | None = None
+    full_batches: int = 0
+    selection: Selection | None = None
 
     @classmethod
     def make(
@@ -189,22 +201,105 @@ class EpochPlan:
         order = picks if everything else selection.indices.to("cpu", dtype).index_select(0, picks)
         return cls(epoch, order.to(dtype), None if weights is None else weights.index_select(0, picks), world_size)
 
+    @classmethod
+    def of_draw(
+        cls,
+        selection: Selection,
+        drawn: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        num_samples: int,
+        epoch: int,
+        world_size: int = 1,
+        drop_last: int = 0,
+    ) -> EpochPlan:
+        """Order a selection as a user's sampler has drawn it: what is not selected is left out.
+
+        Args:
+            selection: The selection.
+            drawn: Ids ``(m,)``, int64, in the order drawn, possibly with repeats.
+            lengths: Lengths ``(b,)`` of the drawn batches; None: ids were drawn one by one.
+            num_samples: Length of the dataset.
+            epoch: Epoch number, from 0.
+            world_size: Number of ranks.
+            drop_last: Length below which a last batch is left out, unless it is the only one.
+        """
+        full_batches = 0 if lengths is None else len(lengths)
+        kept = selection.mask(num_samples).cpu().index_select(0, drawn)
+        order = drawn if bool(kept.all()) else drawn[kept]
+        if lengths is not None and len(order) < len(drawn):
+            lengths = _left_of(lengths, kept)
+            if len(lengths) > 1 and int(lengths[-1]) < drop_last:
+                order, lengths = order[: -int(lengths[-1])], lengths[:-1]
+        weights = None
+        if selection.weights is not None:
+            by_id = torch.ones(num_samples, dtype=torch.float32)
+            weights = by_id.index_copy_(0, selection.indices.cpu(), selection.weights.cpu()).index_select(0, order)
+        order = order.to(torch.int32 if num_samples <= 2**31 else torch.int64)
+        return cls(epoch, order, weights, world_size, lengths, len(drawn), full_batches, selection)
+
     @property
+    def may_repeat(self) -> bool:
+        """Whether an id may be in the order more than once."""
+        return self.selection is not None
+
+    @cached_property
     def shard_size(self) -> int:
-        """Samples per rank, padding included."""
-        return math.ceil(len(self.order) / self.world_size)
+        """Samples of the rank that has most, padding included."""
+        if self.lengths is None:
+            return math.ceil(len(self.order) / self.world_size)
+        return max(int(self.lengths_of(rank).sum()) for rank in range(self.world_size))
+
+    def _batches_of(self, rank: int) -> tuple[Tensor, int]:
+        """Return the numbers of the batches of a rank, and how many of them are no padding."""
+        assert self.lengths is not None  # noqa: S101  (narrowing)
+        num = len(self.lengths)
+        own = torch.arange(rank, rank + math.ceil(num / self.world_size) * self.world_size, self.world_size)
+        return own % num, int((own < num).sum())
+
+    def lengths_of(self, rank: int) -> Tensor:
+        """Return the lengths of the batches of a rank, padding included, where the order consists of batches."""
+        assert self.lengths is not None  # noqa: S101  (narrowing)
+        return self.lengths[self._batches_of(rank)[0]]
+
+    def _positions(self, rank: int) -> tuple[Tensor, int]:
+        """Return the positions that a rank visits, and how many of them are no padding."""
+        assert self.lengths is not None  # noqa: S101  (narrowing)
+        batches, real = self._batches_of(rank)
+        lengths, starts = self.lengths[batches], (self.lengths.cumsum(0) - self.lengths)[batches]
+        offsets = starts - (lengths.cumsum(0) - lengths)
+        return offsets.repeat_interleave(lengths) + torch.arange(int(lengths.sum())), int(lengths[:real].sum())
 
     def shard(self, values: Tensor, rank: int) -> Tensor:
-        """Return the part ``(shard_size,)`` of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits."""
+        """Return the part of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits, padding included."""
         if self.world_size == 1:
             return values
+        if self.lengths is not None:
+            return values.index_select(0, self._positions(rank)[0].to(values.device))
         padded = self.shard_size * self.world_size
         repeats = math.ceil(padded / len(values))
         return values.repeat(repeats)[:padded][rank :: self.world_size].contiguous()
 
     def unshard(self, shards: Tensor) -> Tensor:
         """Undo :meth:`shard`: ``(world_size, ..., shard_size)`` to ``(..., k)``, without the padding."""
-        return shards.movedim(0, -1).flatten(-2)[..., : len(self.order)]
+        if self.lengths is None or self.world_size == 1:
+            return shards.movedim(0, -1).flatten(-2)[..., : len(self.order)]
+        values = shards.new_empty(*shards.shape[1:-1], len(self.order))
+        for rank, shard in enumerate(shards):
+            positions, real = self._positions(rank)
+            values[..., positions[:real].to(values.device)] = shard[..., :real]
+        return values
+
+
+def _left_of(lengths: Tensor, kept: Tensor) -> Tensor:
+    """Return the lengths of the batches that are made of what is kept ``(m,)`` of those of ``lengths`` ``(b,)``."""
+    ends = lengths.cumsum(0)
+    total = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    counts = total[ends] - total[ends - lengths]
+    most = int(lengths.max())
+    is_even = bool((lengths[:-1] == most).all())  # then only the last is shorter, and may be filled as the others
+    capacities = [most] * len(lengths) if is_even else lengths.tolist()
+    return torch.tensor(regroup(counts.tolist(), capacities))
 
 
 def scheduler_calls(step: int, kept_steps: int, full_steps: int) -> int:

@@ -1,13 +1,17 @@
-"""Samplers that yield an epoch's plan. ``__iter__`` has no side effect: torch calls it more than once."""
+"""Samplers that yield an epoch's plan. ``__iter__`` has no side effect that counts: torch calls it more than once."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import final
+from dataclasses import replace
+from typing import Any, final
 
 from torch import Tensor
-from torch.utils.data import BatchSampler, DistributedSampler, Sampler
+from torch.utils.data import DistributedSampler
 
+from lightning_prune.core.checks import LoaderError
+from lightning_prune.core.draw import Draw
 from lightning_prune.core.plan import EpochPlan, Selection
 
 _BATCHES_PER_CHUNK = 64
@@ -20,6 +24,7 @@ class PlanSampler(DistributedSampler[int]):
 
     Until a plan is set it stands for the full dataset, so whatever asks for its length before training (schedules,
     progress bars, tuners) sees a full epoch. It derives from `DistributedSampler` because Lightning leaves those alone.
+    Attributes that it has not got are those of the user's sampler.
 
     Args:
         num_samples: Length of the dataset.
@@ -27,9 +32,25 @@ class PlanSampler(DistributedSampler[int]):
         seed: Seed of the order.
         rank: This process's rank.
         world_size: Number of ranks.
+        draw: What the user's sampler draws, where it neither shuffles nor goes in order.
+        original: The user's sampler.
+
+    Attributes:
+        plan: What is yielded; None: the full dataset.
+        was_read: Whether anything was drawn from it.
     """
 
-    def __init__(self, num_samples: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        draw: Draw | None = None,
+        original: Any = None,
+    ) -> None:
         self.total = num_samples
         self.shuffle = shuffle
         self.seed = seed
@@ -37,13 +58,29 @@ class PlanSampler(DistributedSampler[int]):
         self.num_replicas = world_size
         self.drop_last = False
         self.epoch = 0
+        self.draw = draw
+        self.original = original
+        self.was_read = False
         self.plan: EpochPlan | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "original" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.original, name)
+
     def make_plan(self, selection: Selection, epoch: int) -> EpochPlan:
-        """Order and shard a selection as this loader would."""
-        return EpochPlan.make(
-            selection, epoch=epoch, seed=self.seed, shuffle=self.shuffle, world_size=self.num_replicas
-        )
+        """Order and shard a selection as this loader would.
+
+        Raises:
+            LoaderError: If the user's sampler draws nothing of it.
+        """
+        world_size = self.num_replicas
+        if self.draw is None:
+            return EpochPlan.make(selection, epoch=epoch, seed=self.seed, shuffle=self.shuffle, world_size=world_size)
+        drawn = self.draw.ids(self.seed, epoch)
+        plan = EpochPlan.of_draw(selection, drawn, num_samples=self.total, epoch=epoch, world_size=world_size)
+        check_not_empty(plan, self.draw)
+        return plan
 
     def current_plan(self) -> EpochPlan:
         """Return the plan in force: the one set, else the full dataset in the order of epoch 0."""
@@ -52,13 +89,14 @@ class PlanSampler(DistributedSampler[int]):
     @property
     def full_length(self) -> int:
         """Samples per rank of a full epoch."""
-        return -(-self.total // self.num_replicas)
+        total = self.total if self.draw is None else self.draw.count(self.seed)
+        return -(-total // self.num_replicas)
 
     def __len__(self) -> int:
-        num_samples = self.total if self.plan is None else len(self.plan.order)
-        return -(-num_samples // self.num_replicas)
+        return self.full_length if self.plan is None else -(-len(self.plan.order) // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
+        self.was_read = True
         ids = self.shard()
         for start in range(0, len(ids), 4096):
             yield from ids[start : start + 4096].tolist()
@@ -72,76 +110,253 @@ class PlanSampler(DistributedSampler[int]):
         """Do nothing: the plan knows its epoch."""
 
 
+def check_not_empty(plan: EpochPlan, draw: Draw) -> None:
+    """Raise LoaderError if nothing that was drawn is selected: an epoch cannot be empty."""
+    if len(plan.order) == 0:
+        raise LoaderError(
+            f"Expected `{draw.name}` to draw a selected sample, but none of the {plan.full_length} that it drew in "
+            f"epoch {plan.epoch} is: the method selects what the sampler leaves out. Use another, or a lower "
+            "`prune_ratio`."
+        )
+
+
+class Cuts(ABC):
+    """Where the shard of a rank is cut into batches."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    @abstractmethod
+    def start(self, batch: int) -> int:
+        """Return the position of a batch's first sample; of the one after the last, the number of samples trained."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Length of the longest batch."""
+
+    @property
+    @abstractmethod
+    def is_even(self) -> bool:
+        """Whether all batches are of one length, but for a shorter last one."""
+
+
 @final
-class PlanBatchSampler(Sampler[list[int]]):
-    """Yields the batches of a plan; takes the place of a plain `BatchSampler`.
+class EvenCuts(Cuts):
+    """Batches of one size.
+
+    A remainder of one sample would be a batch that BatchNorm cannot train on. It takes one from the batch before (a
+    batch of two takes it in), unless a full epoch ends in a batch of one, too.
+
+    Args:
+        num: Samples of the shard.
+        size: Samples in a batch.
+        full: Samples of the shard of a full epoch.
+        drop_last: Leave out a last batch that is shorter; but a small selection that is shorter as a whole is one
+            batch, since an epoch without any would end the fit.
+    """
+
+    def __init__(self, num: int, size: int, *, full: int, drop_last: bool) -> None:
+        whole, rest = divmod(num, size)
+        drops = drop_last and (whole > 0 or full < size)
+        self.size = size
+        self.num = whole + bool(rest and not drops)
+        self.end = min(self.num * size, num)
+        self.last = max(0, self.num - 1) * size
+        self.moved = rest == 1 and not drops and size > 1 and whole > 0 and full % size != 1
+        if self.moved and size > 2:
+            self.last -= 1
+        elif self.moved:
+            self.num, self.last = self.num - 1, self.last - size
+
+    def __len__(self) -> int:
+        return self.num
+
+    def start(self, batch: int) -> int:
+        """Return the position of a batch's first sample."""
+        if batch < self.num - 1:
+            return batch * self.size
+        return self.last if batch == self.num - 1 else self.end
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest batch."""
+        return max(min(self.size, self.end), self.end - self.last)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all batches are of one length, but for a shorter last one."""
+        return not self.moved
+
+    @property
+    def num_whole(self) -> int:
+        """Number of batches at the start that have the full size."""
+        return max(0, self.num - 1 - self.moved)
+
+
+@final
+class ListedCuts(Cuts):
+    """Batches of the lengths that a user's batch sampler has made.
+
+    Args:
+        lengths: Lengths ``(b,)``, int64.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self.ends = lengths.cumsum(0).tolist()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def start(self, batch: int) -> int:
+        """Return the position of a batch's first sample."""
+        return int(self.ends[min(batch, len(self.ends)) - 1]) if batch > 0 else 0
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest batch."""
+        return int(self.lengths.max())
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all batches are of one length, but for a shorter last one."""
+        return False
+
+
+@final
+class PlanBatchSampler(DistributedSampler[list[int]]):
+    """Yields the batches of a plan, which are the only ones that are trained; takes the place of any batch sampler.
+
+    Attributes that it has not got are those of the user's batch sampler. It derives from `DistributedSampler` because
+    Lightning leaves those alone, also where a loader has it for a sampler (``batch_size=None``).
 
     Args:
         sampler: Where the plan is.
-        batch_size: Samples in a batch.
-        drop_last: Leave out a last batch that is shorter; but a small selection that is shorter as a whole is one
-            batch, since an epoch without any would end the fit.
+        batch_size: Samples in a batch; None: where ``draw`` is given and tells none.
+        drop_last: Leave out a last batch that is shorter.
+        draw: What the user's batch sampler draws. None: batches are cut evenly.
+        original: The user's batch sampler.
 
     Attributes:
         skip: Batches at the start of the epoch that were trained before an interruption.
+        handed_out: Batches that the newest iterator has handed out so far, to a chunk's accuracy.
+        loader_name: Class of the user's loader, for messages.
     """
 
-    def __init__(self, sampler: PlanSampler, batch_size: int, drop_last: bool) -> None:
+    def __init__(
+        self,
+        sampler: PlanSampler,
+        batch_size: int | None,
+        drop_last: bool,
+        *,
+        draw: Draw | None = None,
+        original: Any = None,
+    ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.draw = draw
+        self.original = original
         self.skip = 0
+        self.handed_out = 0
+        self.loader_name = "DataLoader"
+        self._full_batches: int | None = None
+        self._cuts: tuple[EpochPlan, Cuts] | None = None
 
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size)
-        drop = self.drop_last and (full > 0 or self.sampler.full_length < self.batch_size)
-        return full + bool(rest and not drop)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "original" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.original, name)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        ids, size = self.sampler.shard(), self.batch_size
-        end = min(len(self) * size, len(ids))
-        whole = end - end % size
-        for start in range(self.skip * size, whole, size * _BATCHES_PER_CHUNK):
-            yield from ids[start : min(start + size * _BATCHES_PER_CHUNK, whole)].view(-1, size).tolist()
-        if self.skip * size < end and whole < end:
-            yield ids[whole:end].tolist()
+    def make_plan(self, selection: Selection, epoch: int) -> EpochPlan:
+        """Plan the visit of a selection.
 
-
-@final
-class RecordingBatchSampler(Sampler[list[int]]):
-    """Wraps a user's own batch sampler over a `PlanSampler` and remembers the batches that it formed.
-
-    Args:
-        inner: The batch sampler, already over the `PlanSampler`.
-
-    Attributes:
-        batches: What the newest iterator has formed so far; the skipped batches are formed too, but not yielded.
-        skip: Batches at the start of the epoch that were trained before an interruption.
-    """
-
-    def __init__(self, inner: BatchSampler) -> None:
-        self.inner = inner
-        self.batches: list[list[int]] = []
-        self.skip = 0
+        Raises:
+            LoaderError: If the user's sampler or batch sampler cannot be followed.
+        """
+        sampler, draw = self.sampler, self.draw
+        if draw is None:
+            return sampler.make_plan(selection, epoch)
+        full_batches, inner = self.full_batches, getattr(draw.source, "sampler", None)
+        if isinstance(inner, PlanSampler):  # what is drawn from it needs no leaving out
+            inner.seed, inner.was_read = sampler.seed, False
+            inner.plan = inner.make_plan(selection, epoch)
+        ids, lengths = draw.batches(sampler.seed, epoch)
+        plan = EpochPlan.of_draw(
+            selection,
+            ids,
+            lengths,
+            num_samples=sampler.total,
+            epoch=epoch,
+            world_size=sampler.num_replicas,
+            drop_last=(self.batch_size or 0) if self.drop_last else 0,
+        )
+        check_not_empty(plan, draw)
+        if isinstance(inner, PlanSampler) and inner.was_read:
+            plan = replace(plan, full_length=inner.full_length, full_batches=full_batches)
+        return plan
 
     @property
-    def sampler(self) -> PlanSampler:
-        """The sampler that the wrapped one draws from."""
-        sampler: PlanSampler = self.inner.sampler  # type: ignore[assignment]
-        return sampler
+    def full_batches(self) -> int:
+        """Batches of an epoch of all samples, over all ranks, where the user's batch sampler makes them."""
+        assert self.draw is not None  # noqa: S101  (narrowing)
+        if self._full_batches is None:
+            self._full_batches = self.draw.count(self.sampler.seed)
+        return self._full_batches
 
     @property
-    def batch_size(self) -> int | None:
-        """Samples in a batch, where the wrapped one says so."""
-        return getattr(self.inner, "batch_size", None)
+    def is_drawn(self) -> bool:
+        """Whether ids or batches are drawn by code of the user's."""
+        return self.draw is not None or self.sampler.draw is not None
+
+    def set_plan(self, plan: EpochPlan) -> None:
+        """Yield the batches of this plan from now on."""
+        self.sampler.plan = plan
+        self.skip = 0
+
+    def cuts_of(self, plan: EpochPlan) -> Cuts:
+        """Return how this rank's shard of a plan is cut into batches."""
+        if self._cuts is None or self._cuts[0] is not plan:
+            cuts = (
+                self._evenly(plan.shard_size)
+                if plan.lengths is None
+                else ListedCuts(plan.lengths_of(self.sampler.rank))
+            )
+            self._cuts = (plan, cuts)
+        return self._cuts[1]
+
+    def _evenly(self, num: int) -> EvenCuts:
+        return EvenCuts(num, self.batch_size or 1, full=self.sampler.full_length, drop_last=self.drop_last)
+
+    @property
+    def full_length(self) -> int:
+        """Batches per rank of an epoch of all samples."""
+        if self.draw is not None:
+            return -(-self.full_batches // self.sampler.num_replicas)
+        return len(self._evenly(self.sampler.full_length))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the user's batch sampler, if it wants to know; the plan knows its own."""
+        if callable(set_epoch := getattr(self.original, "set_epoch", None)):
+            set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.inner)
+        return self.full_length if self.sampler.plan is None else len(self.cuts_of(self.sampler.plan))
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches: list[list[int]] = []  # one list per iterator: an abandoned, prefetching one writes into its own
-        self.batches = batches
-        for batch in self.inner:
-            batches.append(list(batch))
-            if len(batches) > self.skip:
-                yield batches[-1]
+        plan = self.sampler.plan
+        plan = self.make_plan(Selection.all(self.sampler.total), 0) if plan is None else plan
+        ids, cuts, first = plan.shard(plan.order, self.sampler.rank), self.cuts_of(plan), self.skip
+        self.handed_out = 0
+        if isinstance(cuts, EvenCuts):
+            size = cuts.size
+            for batch in range(first, cuts.num_whole, _BATCHES_PER_CHUNK):
+                stop = min(batch + _BATCHES_PER_CHUNK, cuts.num_whole)
+                self.handed_out = stop
+                yield from ids[batch * size : stop * size].view(-1, size).tolist()
+            first = max(first, cuts.num_whole)
+        for batch in range(first, len(cuts)):
+            self.handed_out = batch + 1
+            yield ids[cuts.start(batch) : cuts.start(batch + 1)].tolist()

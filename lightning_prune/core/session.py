@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core import checkpoint
-from lightning_prune.core.checks import warn_on_first_rank
+from lightning_prune.core.checks import StateMismatchError, warn_on_first_rank
 from lightning_prune.core.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
-from lightning_prune.core.sampler import PlanBatchSampler, RecordingBatchSampler
+from lightning_prune.core.sampler import PlanBatchSampler
 from lightning_prune.core.stats import finite_mean
 from lightning_prune.core.step import StepRecord, wrong_length
 from lightning_prune.core.table import SampleTable
-
-BatchSource = PlanBatchSampler | RecordingBatchSampler
-"""What a loader draws the batches of a plan from."""
 
 
 @final
@@ -65,11 +62,11 @@ class Session:
         self.running: RunningEpoch | None = None
         self.full_batches = self.num_batches = 0
         self.dataset: list[str | None] = [None, None]
-        self._batches: BatchSource | None = None
+        self._batches: PlanBatchSampler | None = None
         self._rng: dict[str, Any] | None = None
 
     @property
-    def batches(self) -> BatchSource:
+    def batches(self) -> PlanBatchSampler:
         """What the loader draws from.
 
         Raises:
@@ -100,10 +97,12 @@ class Session:
             raise RuntimeError("Expected an epoch to be running, but none is.")
         return self.running
 
-    def draw_from(self, batches: BatchSource) -> None:
+    def draw_from(self, batches: PlanBatchSampler) -> None:
         """Plan the epochs for a loader that draws from ``batches``; its full length is that of an epoch of all."""
         self._batches = batches
-        self.full_batches = len(batches)
+        self.full_batches = batches.full_length
+        if self.running is not None:  # a search has had the loader made anew at an epoch's start
+            self._plan(self.table.selection)
 
     def start(self, num_samples: int, device: torch.device | str) -> None:
         """Begin a run of which nothing is known yet."""
@@ -123,7 +122,7 @@ class Session:
         table, method, batches = self.table, self.method, self.batches
         selection = self._select() if selection is None else selection
         table.take_selection(selection)
-        table.plan = batches.sampler.make_plan(selection, table.epoch)
+        table.plan = batches.make_plan(selection, table.epoch)
         del selection  # 12 bytes a sample, which the log can have
         names = () if method is None else method.record_names
         weighs = method is not None and method.weighs_losses
@@ -155,6 +154,10 @@ class Session:
         table, method, running = self.table, self.method, self.open_epoch
         record = running.collect()
         table.losses.scatter_(0, record.indices, record.losses)
+        missing = record.recorded is not None and running.num_dropped == 0  # what was left out of its batch was not asked
+        if missing or table.unanswered is not None:
+            asked = running.plan.order[: running.positions_done].to(record.indices)
+            table.note_unanswered(asked if missing else asked[:0], record.indices)
         table.count_selected()
         if record.num_nonfinite:
             warn_on_first_rank(
@@ -163,12 +166,12 @@ class Session:
                 self.rank,
             )
         table.trained_steps += running.positions_trained
-        full_steps = min(table.num_samples, self.full_batches * running.step_size)
+        full_steps = running.full_positions(self.full_batches)
         if running.batches_done < self.num_batches:  # `max_steps`, for example: what was not reached is not saved
             full_steps = round(full_steps * running.batches_done / self.num_batches)
         table.full_steps += full_steps
         metrics: dict[str, float | Tensor] = {
-            "prune/kept_fraction": len(running.plan.order) / table.num_samples * running.trained_fraction,
+            "prune/kept_fraction": running.kept_fraction,
             "prune/saved_fraction": table.saved_fraction,
             "prune/score_mean": finite_mean(table.losses).float(),
             "prune/nonfinite": float(record.num_nonfinite),
@@ -260,7 +263,14 @@ class Session:
         Raises:
             StateMismatchError: If the state is of another run; the message says what differs.
         """
-        checkpoint.unpack(state, self.table, num_samples, torch.device(device))
+        own = None if self.method is None else type(self.method).__name__
+        if (method := state.get("method", own)) != own and (state.get("columns") or state.get("state")):
+            warn_on_first_rank(
+                f"The checkpoint is of a run with {method}, but the run is resumed with {own}. Losses and counts go on; what "
+                f"{method} kept of its own is dropped.",
+                self.rank,
+            )
+        checkpoint.unpack(checkpoint.without_method(state, own), self.table, num_samples, torch.device(device))
         if (before := state.get("dataset")) not in (None, self.dataset):
             warn_on_first_rank(
                 f"The checkpoint's per-sample state belongs to the dataset {before} (class, dataset_id), but the run "
@@ -278,6 +288,35 @@ class Session:
             everything = checkpoint.selects_all(state)
             running = self._plan(Selection.all(num_samples) if everything else None)
             checkpoint.unpack_open(state, self.table, running, self.rank)
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Go back to a state while a run goes on, as after a search; the random generators are left as they are.
+
+        Raises:
+            StateMismatchError: If the running epoch, or that of the state, is under way.
+        """
+        running, epoch = self.running, self.table.epoch
+        done = [0 if running is None else running.batches_done, state["batches_done"] if state["open"] else 0]
+        if any(done) or self.step.active:
+            raise StateMismatchError(
+                "Expected to go back to a state at an epoch's start or end, but "
+                + (f"{done[0]} batches of epoch {epoch} are trained" if done[0] or self.step.active else "")
+                + (" and " if all(done) else "")
+                + (f"the state is of the middle of epoch {state['epoch']}" if done[1] else "")
+                + ": the losses of that part would be lost. Search for a learning rate or a batch size before the run, "
+                "or in `on_train_epoch_start`."
+            )
+        selection = self.table.selection
+        self.restore({**state, "open": False}, self.table.num_samples, self.table.losses.device)
+        self._rng = None
+        if running is None or selection is None:
+            return
+        self.table.epoch = epoch
+        if state["open"] and state["epoch"] == epoch and state["plan"] == running.digest:
+            self.running, self.table.plan = running, running.plan
+            self.table.take_selection(selection)
+        else:
+            self._plan()
 
     def restore_rng(self) -> None:
         """Set the global random generators to what the restored state holds; only once, and last of all."""

@@ -16,6 +16,9 @@ from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import save_table
 from lightning_prune.core.plan import EpochPlan, Selection
 
+_UNANSWERED = "unanswered"
+"""Column, only where there are any, of the samples that were trained and never gave a loss."""
+
 _MOST_INT16 = torch.iinfo(torch.int16).max
 
 _Table = TypeVar("_Table", bound="SampleTable")
@@ -78,8 +81,38 @@ class SampleTable(ABC):
 
     @property
     def scores(self) -> Tensor:
-        """What methods rank by ``(n,)``, float32: the losses, unless a wrapping method put other scores there."""
-        return self.losses if self._scores is None else self._scores
+        """What methods rank by ``(n,)``, float32: the losses, unless a wrapping method put other scores there.
+
+        NaN is unknown; see :meth:`settle` for samples that never give a loss.
+        """
+        return self.settle(self.losses if self._scores is None else self._scores)
+
+    @property
+    def unanswered(self) -> Tensor | None:
+        """Which samples ``(n,)``, bool, were trained and never gave a loss, as fully masked ones; None: there is none."""
+        return self._columns.get(_UNANSWERED)
+
+    def settle(self, scores: Tensor) -> Tensor:
+        """Return scores ``(n,)`` with 0 for NaN where a sample was trained and never gave a loss.
+
+        0 is what it added to the loss of its batch. Methods have unknown samples come first, or stay; these are not
+        unknown, and would hold their places for ever.
+        """
+        unanswered = self.unanswered
+        return scores if unanswered is None else torch.where(unanswered & scores.isnan(), 0, scores)
+
+    def note_unanswered(self, asked: Tensor, answered: Tensor) -> None:
+        """Note which samples an epoch trained without their giving a loss, now or ever.
+
+        Args:
+            asked: Ids ``(m,)``, int64, of the samples that were in a batch.
+            answered: Ids ``(k,)``, int64, of those that gave a loss.
+        """
+        none = torch.zeros(self.num_samples, dtype=torch.bool, device=self.losses.device)
+        unanswered = none if self.unanswered is None else self.unanswered
+        unanswered = unanswered.index_fill(0, asked, True).index_fill_(0, answered, False).logical_and_(self.losses.isnan())
+        if self.unanswered is not None or bool(unanswered.any()):
+            self._columns[_UNANSWERED] = unanswered
 
     @property
     def selected(self) -> Tensor:
@@ -95,10 +128,12 @@ class SampleTable(ABC):
         plan = self.plan
         if plan is None:
             return None
-        indices = ids_of(self.selected)
-        if plan.weights is None:
+        indices, known, given = ids_of(self.selected), plan.order, plan.weights
+        if plan.selection is not None:  # the order is a user's sampler's, which may leave out some
+            known, given = plan.selection.indices.cpu(), plan.selection.weights
+        if given is None:
             return Selection(indices)
-        weights = torch.ones(self.num_samples).index_copy_(0, plan.order.long(), plan.weights)
+        weights = torch.ones(self.num_samples, dtype=torch.float32).index_copy_(0, known.long(), given.cpu())
         return Selection(indices, weights.to(indices.device).index_select(0, indices))
 
     @property
@@ -183,7 +218,7 @@ class SampleTable(ABC):
         """Start a run on ``num_samples`` samples, of which nothing is known."""
         self.epoch = self.trained_steps = self.full_steps = 0
         self._selected = self.plan = None
-        self._losses = torch.full((num_samples,), math.nan, device=device)
+        self._losses = torch.full((num_samples,), math.nan, dtype=torch.float32, device=device)
         self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
         self._columns, self.state = {}, {}
 
@@ -231,6 +266,11 @@ class SampleTable(ABC):
         self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16, copy=True)
         self._columns = {name: values.to(device, copy=True) for name, values in state.get("columns", {}).items()}
         self.state = {name: values.to(device, copy=True) for name, values in state.get("state", {}).items()}
+
+
+def table_columns(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of the columns that are the table's own, and no method's."""
+    return {name: values for name, values in columns.items() if name == _UNANSWERED}
 
 
 def changed_length(before: int, now: int) -> str:

@@ -25,6 +25,8 @@ from lightning_prune.trainer.callback import PruningCallback
 
 _CHANCE = "repb_chance"
 _RATIO = "repb_ratio"
+_EPOCHS = "repb_epochs"
+_BEFORE = "repb_before"
 
 
 def repb_retain(
@@ -55,7 +57,7 @@ def repb_retain(
     """
     check_ratio("prune_ratio", prune_ratio)
     low = below_window_mean(scores, window_ids)
-    coins = torch.rand(len(scores), generator=resolve_generator(generator)).to(scores.device)
+    coins = torch.rand(len(scores), generator=resolve_generator(generator), dtype=torch.float32).to(scores.device)
     return ~low | (coins >= prune_ratio)
 
 
@@ -81,7 +83,7 @@ def repb_resample(trained: Tensor, prune_ratio: float, *, generator: torch.Gener
     check_ratio("prune_ratio", prune_ratio)
     if trained.dtype != torch.bool:
         raise TypeError(f"Expected `trained` to be a bool tensor, but got {trained.dtype}.")
-    coins = torch.rand(len(trained), generator=resolve_generator(generator)).to(trained.device)
+    coins = torch.rand(len(trained), generator=resolve_generator(generator), dtype=torch.float32).to(trained.device)
     return ~trained & (coins >= prune_ratio)
 
 
@@ -271,9 +273,15 @@ class RePB(PruningCallback):
             self.ranks_by_scores = False
 
     def setup_columns(self, registry: SampleTable) -> None:
-        """Declare each sample's chance to be in the next epoch."""
+        """Declare each sample's chance to be in the next epoch, and since when attendance is counted."""
+        if registry.has_column(_CHANCE):  # a checkpoint of ours; early ones do not count the epochs
+            registry.add_state(_EPOCHS, torch.tensor(registry.epoch, dtype=torch.int64))
+        elif bool(registry.counts.any()):  # a run of another method, whose epochs do not count
+            registry.add_column(_BEFORE, dtype=torch.int32)
+            registry.column(_BEFORE).copy_(registry.counts)
+        registry.add_state(_EPOCHS, torch.tensor(0, dtype=torch.int64))
         registry.add_column(_CHANCE, fill=1.0)
-        registry.add_state(_RATIO, torch.tensor(self.prune_ratio))
+        registry.add_state(_RATIO, torch.tensor(self.prune_ratio, dtype=torch.float32))
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return the gradient norms, if they are the score."""
@@ -282,26 +290,34 @@ class RePB(PruningCallback):
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Throw each sample's coin, and weigh those that are in by their attendance."""
         chance = registry.column(_CHANCE)
-        coins = torch.rand(len(chance), generator=generator).to(chance.device)
+        coins = torch.rand(len(chance), generator=generator, dtype=torch.float32).to(chance.device)
         kept = Selection.from_mask(coins < chance)
         if len(kept) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
             kept = Selection(chance.argmax()[None])
-        if epoch == 0:
+        epochs = int(registry.state[_EPOCHS])
+        if epochs == 0:
             return kept
-        weights = ctr_weights(registry.counts.index_select(0, kept.indices), epoch)
+        counts = registry.counts - registry.column(_BEFORE) if registry.has_column(_BEFORE) else registry.counts
+        weights = ctr_weights(counts.index_select(0, kept.indices), epochs)
         if not surely_finite(registry.losses):
             weights = weights.where(registry.losses.index_select(0, kept.indices).isfinite(), 1)
         return replace(kept, weights=weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Set each sample's chance to be in the next epoch, from its window in this one."""
+        registry.state[_EPOCHS] += 1
         if len(record.indices) == 0:
             return
         selected = registry.selected
         scores, lengths = self._scores(registry, record).cpu(), self._lengths(record)
         low = judge_windows(scores, lengths, _low, torch.bool)
-        ratio = self._ratio(registry.num_samples, count_true(selected), count_true(low))
+        unanswered, num_low = registry.unanswered, count_true(low)
+        if unanswered is not None:
+            num_low += count_true(unanswered & selected)
+        ratio = self._ratio(registry.num_samples, count_true(selected), num_low)
         chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
+        if unanswered is not None:
+            chance.masked_fill_(unanswered, 1 - ratio)
         if self.rule == "importance":
             chances = judge_windows(scores, lengths, partial(_chances, ratio), torch.float32)
             chance.scatter_(0, record.indices, chances.to(chance.device))
@@ -320,7 +336,8 @@ class RePB(PruningCallback):
     def _lengths(self, record: EpochRecord) -> Tensor:
         """Return how many recorded samples ``(w,)`` each window has; those without any do not count."""
         size, recorded = record.step_size * self.window_batches, record.recorded
-        if recorded is not None and not bool(recorded[: len(record.losses)].all()):  # not just the end is missing
+        some_missing = recorded is not None and not bool(recorded[: len(record.losses)].all())  # not just the end
+        if some_missing or record.step_lengths is not None:
             return window_runs(record.steps.cpu().div(self.window_batches, rounding_mode="floor"))[1]
         num_full, rest = divmod(len(record.losses), size)
         return torch.tensor([size] * num_full + [rest] * (rest > 0))

@@ -8,6 +8,9 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
+AS_IS: dict[str, Any] = {"sync_dist": True, "rank_zero_only": True}
+"""How to log a value that is the same on every rank: Lightning then neither reduces it nor warns that it is not."""
+
 
 class TrainerCallback(Callback, ABC):
     """Base class of this package's callbacks, which refuses to be used without a Trainer."""

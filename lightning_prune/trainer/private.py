@@ -7,9 +7,11 @@ Written against Lightning 2.4 to 2.6 and torch 2.4 to 2.15. What is private here
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, final
 
 import lightning
@@ -29,7 +31,11 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler, RecordingBatchSampler
+from lightning_prune.core.draw import Draw
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+
+_USUAL_BATCH_SIZE = 64
+"""Of a forward pass over samples whose loader tells no batch size."""
 
 
 def get_callbacks(trainer: Trainer) -> list[Callback]:
@@ -52,12 +58,13 @@ def check_trainer(trainer: Trainer) -> None:
             f"Expected a version of Lightning whose fit loop has {missing}, but got {lightning.__version__}. "
             "Install one that lightning-prune was tested with: `pip install 'lightning>=2.4,<2.7'`."
         )
-    if overfit := trainer.overfit_batches:  # type: ignore[attr-defined]  # set by a connector
-        raise MisconfigurationException(
-            f"Expected `overfit_batches=0` with pruning, but got {overfit}: Lightning would replace the sampler and "
-            "pruning would silently stop. Use `limit_train_batches` instead."
-        )
     _check_strategy(trainer.strategy, trainer.world_size)
+
+
+def overfits(trainer: Trainer) -> int | float:
+    """Return how many batches, or which share of them, ``Trainer(overfit_batches=...)`` trains; 0: it is not set."""
+    overfit: int | float = trainer.overfit_batches  # type: ignore[attr-defined]  # set by a connector
+    return overfit
 
 
 def _check_strategy(strategy: Strategy, world_size: int) -> None:
@@ -162,8 +169,8 @@ def choose_loader(loaders: Any, key: str | int | None) -> tuple[CombinedLoader, 
     return combined, positions[0]
 
 
-def check_loader(loader: DataLoader[Any]) -> bool:
-    """Return whether the loader shuffles.
+def check_loader(loader: DataLoader[Any]) -> None:
+    """Refuse a loader whose samples have no index, or come in another order than they are drawn in.
 
     Raises:
         MisconfigurationException: If pruning cannot work with this loader; the message says what to write instead.
@@ -173,41 +180,88 @@ def check_loader(loader: DataLoader[Any]) -> bool:
             f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`: "
             "its samples have no index that could be left out. Give the dataset `__getitem__` and `__len__`."
         )
-    if loader.batch_sampler is None:
+    if loader.batch_sampler is None and not hasattr(loader.sampler, "batch_size"):
         raise MisconfigurationException(
             "Expected a DataLoader that forms batches, but got `batch_size=None`. "
-            "Set `batch_size` and let the collate function see a list of samples."
+            "Set `batch_size` and let the collate function see a list of samples, or keep `batch_size=None` and give "
+            "it `sampler=BatchSampler(...)`."
         )
     if not getattr(loader, "in_order", True):
         raise MisconfigurationException(
             "Expected a DataLoader with `in_order=True`, but got `in_order=False`: "
             "batches in another order would be credited to the wrong samples."
         )
-    if not hasattr(loader.batch_sampler, "sampler"):
-        raise MisconfigurationException(
-            f"Expected a batch sampler with a `.sampler` that can be replaced, but "
-            f"`{type(loader.batch_sampler).__name__}` has none. Derive it from "
-            "`torch.utils.data.BatchSampler`, or set `batch_size` and `shuffle` instead."
-        )
     if len(loader.dataset) == 0:  # type: ignore[arg-type]
         raise MisconfigurationException("Expected a training dataset of at least one sample, but it is empty.")
-    return _shuffles(loader)
 
 
-def _shuffles(loader: DataLoader[Any]) -> bool:
-    sampler = getattr(loader.batch_sampler, "sampler", None)
-    total = len(loader.dataset)  # type: ignore[arg-type]
-    if type(sampler) is SequentialSampler:
-        return False
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == total:
-        return True
-    if isinstance(sampler, DistributedSampler):
-        return bool(sampler.shuffle)
+def check_sharding(trainer: Trainer, loader: DataLoader[Any]) -> None:
+    """Refuse, in a run of several processes, a loader that each process may have given data of its own.
+
+    Raises:
+        MisconfigurationException: If Lightning was told not to shard, and the loader does not either.
+    """
+    shards = trainer._accelerator_connector.use_distributed_sampler
+    sampler = getattr(_batches_of(loader), "sampler", None)
+    if trainer.world_size == 1 or shards or isinstance(sampler, DistributedSampler):
+        return
     raise MisconfigurationException(
-        f"Expected a DataLoader that visits its whole dataset, shuffled or in order, but its sampler is a "
-        f"`{type(sampler).__name__}`, whose choice or weighting of samples would be lost. Use `shuffle=True`; "
-        "for a fixed subset wrap the dataset in `torch.utils.data.Subset`."
+        f"Expected a loader of the whole dataset, the same on each of the {trainer.world_size} processes, but "
+        "`use_distributed_sampler=False` says that each reads what it is given: ids of one would be taken for those of "
+        "another. Give each process the whole dataset and leave `use_distributed_sampler=True`: pruning shards it."
     )
+
+
+def _batches_of(loader: DataLoader[Any]) -> Any:
+    """Return what a loader draws its batches from; with ``batch_size=None`` that is its sampler."""
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+
+
+def plan_sampler(sampler: Any, num_samples: int, *, seed: int, rank: int, world_size: int) -> PlanSampler:
+    """Return a sampler of plans in place of a user's: it shuffles, goes in order, or follows what the user's draws.
+
+    Raises:
+        MisconfigurationException: If it is a sharding sampler of the user's own, in a run of several processes.
+    """
+    shuffle, draw = False, None
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == num_samples:
+        shuffle = True
+    elif type(sampler) is DistributedSampler:
+        shuffle = bool(sampler.shuffle)
+    elif type(sampler) is not SequentialSampler:
+        if isinstance(sampler, DistributedSampler) and (world_size > 1 or sampler.num_replicas > 1):
+            raise MisconfigurationException(
+                f"Expected a sampler of the whole dataset, whose draw is then shared among {world_size} processes, but "
+                f"got `{type(sampler).__name__}`, which shards by itself. Give the loader the sampler that it shards "
+                "(for Fabric: `setup_dataloaders(loader, use_distributed_sampler=False)`)."
+            )
+        draw = Draw(sampler, num_samples)
+    return PlanSampler(
+        num_samples, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size, draw=draw, original=sampler
+    )
+
+
+def plan_batches(inner: Any, num_samples: int, *, seed: int, rank: int, world_size: int) -> PlanBatchSampler:
+    """Return a batch sampler of plans in place of a user's.
+
+    A plain `BatchSampler` is one that cuts what its sampler yields. Any other is asked for its batches; if it reads a
+    ``sampler``, that yields what is selected, so that the batches are made of it.
+
+    Raises:
+        MisconfigurationException: If a sampler in it cannot be followed.
+    """
+    ours = partial(plan_sampler, num_samples=num_samples, seed=seed)
+    if type(inner) is BatchSampler:
+        sampler = ours(inner.sampler, rank=rank, world_size=world_size)
+        return PlanBatchSampler(sampler, inner.batch_size, inner.drop_last, original=inner)
+    draw = Draw(inner, num_samples)
+    own = getattr(inner, "sampler", None)
+    if own is not None:
+        with contextlib.suppress(AttributeError):  # a property
+            draw.source.sampler = ours(own, rank=0, world_size=1)
+    sampler = PlanSampler(num_samples, shuffle=False, seed=seed, rank=rank, world_size=world_size, original=own)
+    size, drop_last = getattr(inner, "batch_size", None), bool(getattr(inner, "drop_last", False))
+    return PlanBatchSampler(sampler, size if isinstance(size, int) else None, drop_last, draw=draw, original=inner)
 
 
 @final
@@ -218,16 +272,28 @@ class PlannedLoader:
 
     Args:
         original: The user's loader.
-        sampler: Yields the plan.
+        seed: Seed of the order.
+        rank: This process's rank.
+        world_size: Number of ranks.
+
+    Raises:
+        MisconfigurationException: If pruning cannot work with this loader; the message says what to write instead.
     """
 
-    def __init__(self, original: DataLoader[Any], sampler: PlanSampler) -> None:
+    def __init__(self, original: DataLoader[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        check_loader(original)
         self.original = original
-        self.sampler = sampler
-        self.num_samples = sampler.total
-        self.batch_sampler = _plan_batches(original.batch_sampler, sampler)
+        self.num_samples = len(original.dataset)  # type: ignore[arg-type]
+        self.batch_sampler = plan_batches(
+            _batches_of(original), self.num_samples, seed=seed, rank=rank, world_size=world_size
+        )
+        self.batch_sampler.loader_name = type(original).__name__
         self.planned = copy.copy(original)
-        values = {"_iterator": None, "batch_sampler": self.batch_sampler, "sampler": sampler}
+        values: dict[str, Any] = {"_iterator": None}
+        if original.batch_sampler is None:
+            values |= {"sampler": self.batch_sampler}
+        else:
+            values |= {"sampler": self.batch_sampler.sampler, "batch_sampler": self.batch_sampler}
         for name, value in values.items():
             object.__setattr__(self.planned, name, value)  # DataLoader forbids to set samplers
         if type(original).__iter__ is not DataLoader.__iter__:
@@ -254,14 +320,6 @@ class PlannedLoader:
             combined.flattened = leaves
 
 
-def _plan_batches(inner: Any, sampler: PlanSampler) -> PlanBatchSampler | RecordingBatchSampler:
-    if type(inner) is BatchSampler:
-        return PlanBatchSampler(sampler, inner.batch_size, inner.drop_last)
-    own = copy.copy(inner)
-    own.sampler = sampler
-    return RecordingBatchSampler(own)
-
-
 def limit_batches(num_batches: int | float, limit: int | float) -> int | float:
     """Return how many of ``num_batches`` are run under ``Trainer(limit_train_batches=limit)``."""
     if isinstance(limit, int):
@@ -274,6 +332,20 @@ def will_iterate(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
     resuming = getattr(loop, "is_resuming", False)
     return trainer.current_epoch > 0 and not resuming and not loop.epoch_loop.restarting
+
+
+def resumes_in_epoch(trainer: Trainer) -> bool:
+    """Return whether Lightning goes on in an epoch, whose start hooks it does not call; in ``on_train_start``."""
+    loop = trainer.fit_loop
+    if hasattr(loop, "restarted_mid_epoch"):
+        return bool(loop.restarted_mid_epoch)
+    return bool(loop.restarting) and 0 < loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
+
+
+def resumes_on_last_batch(trainer: Trainer) -> bool:
+    """Return whether the epoch in which Lightning goes on has no batch left, so that it enters the next one."""
+    progress = trainer.fit_loop.epoch_progress.current
+    return bool(progress.ready == progress.processed)
 
 
 def set_epoch_length(trainer: Trainer) -> int:
@@ -340,10 +412,13 @@ def iterate(trainer: Trainer, *, keep_rng: bool) -> None:
 
 def subset_loader(original: DataLoader[Any], indices: list[int]) -> DataLoader[Any]:
     """Return a loader of these samples, in this order, that fetches and collates as the user's loader does."""
+    size = getattr(_batches_of(original), "batch_size", None)
+    size = size if isinstance(size, int) else _USUAL_BATCH_SIZE
+    by_batch = original.batch_sampler is None  # the dataset is asked for whole batches
     return DataLoader(
         original.dataset,
-        batch_size=getattr(original.batch_sampler, "batch_size", None) or 64,
-        sampler=indices,
+        batch_size=None if by_batch else size,
+        sampler=[indices[i : i + size] for i in range(0, len(indices), size)] if by_batch else indices,
         num_workers=original.num_workers,
         collate_fn=original.collate_fn,
         pin_memory=original.pin_memory,

@@ -10,19 +10,19 @@ from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.checks import LoaderError, StateMismatchError
 from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.method import Method
 from lightning_prune.core.rng import make_generator
-from lightning_prune.core.sampler import PlanSampler
 from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable, changed_length
 from lightning_prune.trainer import private, probe
-from lightning_prune.trainer.base import TrainerCallback
+from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules, warn_if_hidden
 
@@ -73,6 +73,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def _begin_fit(self, trainer: Trainer | None, pl_module: LightningModule | None) -> None:
         self._trainer, self._module = trainer, pl_module
+        self._left_alone: Trainer | None = None  # whose run is neither pruned nor recorded
+        self._started = False  # between `on_train_start` and the end
         self._loader: private.PlannedLoader | None = None
         self._fresh_loader = False  # requested since the last epoch began
         self._first_epoch = True
@@ -84,6 +86,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def step(self) -> StepRecord:
         """What the running step and the run exchange."""
         return self.session.step
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether the running fit is pruned, or its losses are recorded: not with ``overfit_batches``."""
+        return self._trainer is not None
 
     @property
     def running(self) -> RunningEpoch:
@@ -130,7 +137,15 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and have every train loader that is requested pass through us."""
-        if stage != "fit" or self._trainer is trainer:
+        if stage != "fit" or self._trainer is trainer or self._left_alone is trainer:
+            return
+        if overfit := private.overfits(trainer):
+            self._begin_fit(None, None)
+            self._left_alone = trainer
+            rank_zero_warn(
+                f"`Trainer(overfit_batches={overfit})` trains the same few batches over and over: this run is not pruned, "
+                "and no losses are recorded. To prune a part of each epoch, use `limit_train_batches`."
+            )
             return
         callbacks = private.get_callbacks(trainer)
         methods = [callback for callback in callbacks if isinstance(callback, Method)]
@@ -161,14 +176,12 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 f"Expected one train DataLoader, since {type(session.method).__name__} takes batches apart, but got "
                 f"{len(combined.flattened)}. Use a method that selects once an epoch."
             )
-        shuffle = private.check_loader(original)
-        num_samples = len(original.dataset)
-        if session.running is not None and num_samples != self.num_samples:
-            raise MisconfigurationException(changed_length(self.num_samples, num_samples))
-        sampler = PlanSampler(
-            num_samples, shuffle=shuffle, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
+        private.check_sharding(trainer, original)
+        self._loader = private.PlannedLoader(
+            original, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
         )
-        self._loader = private.PlannedLoader(original, sampler)
+        if session.running is not None and self._loader.num_samples != self.num_samples:
+            raise MisconfigurationException(changed_length(self.num_samples, self._loader.num_samples))
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
         session.dataset = [type(original.dataset).__name__, self.dataset_id]
@@ -180,12 +193,16 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse schedules that cannot be scaled."""
+        if not self.takes_part:
+            return
         schedules = Schedules(trainer, self.session)
         schedules.check(pl_module)
         self.step.scheduler_calls = schedules.calls
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Allocate or restore the per-sample state; continue an interrupted epoch."""
+        if not self.takes_part:
+            return
         loader, method = self.planned_loader, self.session.method
         if not loader.is_used_by(trainer):
             raise MisconfigurationException(
@@ -197,16 +214,43 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if method is not None and method.picks_in_batch:
             self._picking = probe.PickingStep(pl_module, self._pick)
         self._note_limits(trainer)
+        self._started = True
         if self._pending is not None:
             state, self._pending = self._pending, None
             with _misconfigured():
                 self.session.restore(state, loader.num_samples, pl_module.device)
             self._resumed = True
-            self._continue(trainer, state)
-        elif self.num_samples == 0 or trainer.current_epoch == 0:
+            if self.session.running is None and private.resumes_in_epoch(trainer):
+                self._join(trainer)
+                self._restore_rng()
+            else:
+                self._continue(trainer, state)
+        elif self._starts_anew:
             self.session.start(loader.num_samples, pl_module.device)
+            if private.resumes_in_epoch(trainer):
+                self._join(trainer)
         elif self.num_samples != loader.num_samples:
             raise MisconfigurationException(changed_length(self.num_samples, loader.num_samples))
+
+    @property
+    def _starts_anew(self) -> bool:
+        """Whether the fit that begins has nothing to go on from."""
+        return self.num_samples == 0 or (self._trainer is not None and self._trainer.current_epoch == 0)
+
+    def _join(self, trainer: Trainer) -> None:
+        """Take part in a run that is resumed in the middle of an epoch that was none of ours."""
+        if private.resumes_on_last_batch(trainer):  # Lightning has done with that epoch, and does not start the next one
+            batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._begin_epoch(trainer)
+            self._follow_last_batch(trainer, batches_done)
+            return
+        self._begun, self._first_epoch = trainer.current_epoch, False
+        self.epoch = trainer.current_epoch + 1
+        rank_zero_warn(
+            f"The checkpoint was written in the middle of epoch {trainer.current_epoch} of a run without `ScoreRegistry` or "
+            "a pruning callback. The rest of that epoch trains as without them; they take part from epoch "
+            f"{self.epoch} on. A checkpoint of an epoch's end has no such rest."
+        )
 
     def _note_limits(self, trainer: Trainer) -> None:
         max_epochs = trainer.max_epochs
@@ -235,9 +279,13 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.session.end_epoch()
         self._restore_rng()
         self._begin_epoch(trainer)
+        self._follow_last_batch(trainer, state["batches_done"])
+
+    def _follow_last_batch(self, trainer: Trainer, batches_done: int) -> None:
+        """Have the loop end an epoch of which ``batches_done`` batches were all, and go on with the one just begun."""
         private.start_epoch_progress(trainer)
         self._late_batches = int(trainer.num_training_batches)
-        trainer.fit_loop.max_batches = state["batches_done"]  # the loop compares the old epoch's progress with it first
+        trainer.fit_loop.max_batches = batches_done  # the loop compares the old epoch's progress with it first
 
     def _restore_rng(self) -> None:
         if self.save_rng:
@@ -245,7 +293,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select this epoch's samples and make the fit loop follow."""
-        if self._begun != trainer.current_epoch:  # else begun in on_train_start
+        if self.takes_part and self._begun != trainer.current_epoch:  # else begun in on_train_start
             self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Trainer) -> None:
@@ -255,7 +303,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._fresh_loader:  # the loop has just been set up with the loader's full length
             self.session.full_batches = int(trainer.num_training_batches)
             self._fresh_loader = False
-        running = self.session.begin_epoch(trainer.current_epoch)
+        with _misconfigured():
+            running = self.session.begin_epoch(trainer.current_epoch)
         if running.plan.weights is not None and not isinstance(self._module, WeightedLossMixin):
             raise MisconfigurationException(
                 f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
@@ -264,17 +313,30 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
         if self._first_epoch and not private.will_iterate(trainer):
-            is_full = self.epoch == 0 and self.selects_all
+            is_full = self.epoch == 0 and self.selects_all and not self.session.batches.is_drawn
             if self._resumed or not is_full:
                 private.iterate(trainer, keep_rng=not self._resumed)
         self._first_epoch = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Have the step's weights and log ready."""
+        if self.session.running is None:  # the rest of an epoch that was none of ours
+            return
+        if self._fresh_loader:  # a search has had it made anew in this epoch
+            self._note_full_length(trainer)
         if self._late_batches is not None:
             private.set_max_batches(trainer, self._late_batches)
             self._late_batches = None
         self.session.begin_step(batch_idx)
+
+    def _note_full_length(self, trainer: Trainer) -> None:
+        """Note how many batches of a new loader an epoch of all samples has, and have the loop follow this epoch."""
+        sampler = self.session.batches.sampler
+        plan, sampler.plan = sampler.plan, None
+        self.session.full_batches = private.set_epoch_length(trainer)
+        sampler.plan = plan
+        self.session.num_batches = private.set_epoch_length(trainer)
+        self._fresh_loader = False
 
     def _pick(self, batch: Any, *args: Any) -> Any:
         """Return the part of the batch that is trained; called at the start of each step of a batch-level method."""
@@ -292,6 +354,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     ) -> None:
         """Copy the step's losses into the epoch's log."""
         session, step = self.session, self.step
+        if session.running is None:
+            return
         if step.active and step.losses is None:  # else the collate function returned None, and no step was run
             if session.method is not None and not isinstance(pl_module, WeightedLossMixin):
                 step.batch_loss = private.batch_loss(trainer, outputs)
@@ -305,10 +369,16 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         session = self.session
         if session.running is None:  # called once more after a resume from an epoch's end under `max_steps`
             return
+        if session.running.batches_done == 0 and trainer.fit_loop.epoch_loop.restarting:
+            raise MisconfigurationException(
+                f"Expected epoch {trainer.current_epoch} to be trained, but Lightning drew no batch of it: after a search for "
+                "a batch size at the start of an epoch other than the first, it takes that epoch and all later ones for done. "
+                "Search before the run, or in epoch 0."
+            )
         metrics = session.end_epoch()
         if session.method is not None and session.method.log_metrics:
-            pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True)
-            pl_module.log_dict(metrics)
+            pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True, **AS_IS)
+            pl_module.log_dict(metrics, **AS_IS)
 
     def refresh_losses(self, indices: Tensor) -> Tensor:
         """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
@@ -338,14 +408,28 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain tensors and numbers; called on every rank, and collective in a DDP run."""
-        if self.num_samples == 0 or self._pending is not None:
+        if self._pending is not None or self.num_samples == 0:
             return self._pending or {}
+        if self._trainer is not None and not self._started and self._starts_anew:
+            return {}  # what there is belongs to an earlier fit
         alone = self._trainer is None or self._trainer.interrupted  # after an exception others may be gone
         return self.session.state_dict(save_rng=self.save_rng, alone=alone)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until training starts: schedules must still see full epochs when they are configured."""
-        self._pending = dict(state_dict)
+        """Keep the state until training starts: schedules must still see full epochs when they are configured.
+
+        In a run that goes on, as after a search for a learning rate, go back to it at once.
+        """
+        trainer = self._trainer
+        if not self._started or trainer is None:
+            self._pending = dict(state_dict)
+            return
+        running = self.session.running
+        with _misconfigured():
+            self.session.rewind(state_dict)
+        if self.session.running is not running:  # another plan than the live iterator's
+            self.session.num_batches = private.set_epoch_length(trainer)
+            private.iterate(trainer, keep_rng=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the trainer, the loader and the module as they were; the state stays, for a last checkpoint."""
@@ -365,15 +449,16 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         private.uninstall_source(trainer)
         if self._loader is not None:
             self._loader.restore(trainer)
-        self._trainer = self._module = self._loader = None
+        self._trainer = self._module = self._loader = self._left_alone = None
+        self._started = False
 
 
 @contextmanager
 def _misconfigured() -> Iterator[None]:
-    """Turn the core's refusals of a state into the exception that users of a Trainer expect."""
+    """Turn the core's refusals into the exception that users of a Trainer expect."""
     try:
         yield
-    except StateMismatchError as error:
+    except (LoaderError, StateMismatchError) as error:
         raise MisconfigurationException(str(error)) from error
 
 
