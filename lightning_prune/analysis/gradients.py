@@ -108,6 +108,12 @@ def _gradient(loss: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
     )
 
 
+def _objective(step: StepRecord) -> Tensor:
+    """Return each sample's term ``(B,)`` of the objective: its loss, times the weight that the user gives its class."""
+    losses, weight = step.recorded_losses, step.sample_weight
+    return losses if weight is None else losses.where(losses == ABSENT, losses * weight)
+
+
 def _attached_losses(module: LightningModule, batch: Any, *args: Any) -> Tensor:
     """Return a batch's losses ``(B,)`` with their graph, as `probe.probe` finds them without."""
     step = StepRecord(detach=False)
@@ -117,7 +123,7 @@ def _attached_losses(module: LightningModule, batch: Any, *args: Any) -> Tensor:
             with probe.evaluating(module), torch.enable_grad():
                 type(module).training_step(module, batch, *args)
         except Probed:
-            return step.recorded_losses
+            return _objective(step)
         finally:
             module._pruning_step = before
     raise MisconfigurationException(

@@ -39,7 +39,7 @@ def total_losses(losses: Losses, *, owner: str = "self") -> Tensor:
         >>> total_losses({"class": torch.tensor([1.0, 2.0]), "box": torch.tensor([[1.0, 3.0], [0.0, 0.0]])})
         tensor([3., 2.])
     """
-    if not isinstance(losses, Mapping):
+    if isinstance(losses, Tensor) or not isinstance(losses, Mapping):  # the first is quick to tell
         _check_floating("losses", losses)
         if losses.dim() == 0:
             hint = _REDUCTION_HINT.format(owner=owner)

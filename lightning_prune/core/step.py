@@ -200,8 +200,10 @@ def weighted_loss(
     check_choice("normalize", normalize, NORMALIZATIONS)
     losses = total_losses(losses, owner=owner)
     per_sample, counts = averages_of(losses, mask)
-    _check_one_each("sample_weight", sample_weight, per_sample, "of class weights, `sample_weight=weight[targets]`")
-    _check_one_each("grad_norm", grad_norm, per_sample, "the norms of each sample's own gradient")
+    if sample_weight is not None:
+        _check_one_each("sample_weight", sample_weight, per_sample, "of class weights, `sample_weight=weight[targets]`")
+    if grad_norm is not None:
+        _check_one_each("grad_norm", grad_norm, per_sample, "the norm of each sample's own gradient")
     weights = None if step is None else _weights_of(step, per_sample, indices)
     if step is not None and record and (step.probing or (step.active and step.losses is None)):
         step.record(
@@ -242,9 +244,9 @@ def _weights_of(step: StepRecord, per_sample: Tensor, indices: Tensor | None) ->
     return weights
 
 
-def _check_one_each(name: str, values: Tensor | None, losses: Tensor, hint: str) -> None:
+def _check_one_each(name: str, values: Tensor, losses: Tensor, hint: str) -> None:
     """Raise unless there is one value for each sample."""
-    if values is None or (isinstance(values, Tensor) and values.shape == losses.shape):
+    if isinstance(values, Tensor) and values.shape == losses.shape:
         return
     got = str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
     raise ValueError(f"Expected `{name}` (B,), one for each of {len(losses)} samples, but got {got}. Pass {hint}.")

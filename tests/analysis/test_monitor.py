@@ -163,6 +163,30 @@ def test_gradients_are_those_of_autograd():
     assert cosine < 0.99
 
 
+def test_class_weights_are_part_of_the_gradient():
+    found, weight = {}, torch.tensor([0.2, 5.0])
+
+    class Weighted(Model):
+        def training_step(self, batch, batch_idx):
+            return self.weighted_loss(self.losses(batch), sample_weight=weight[batch[1]])
+
+        def on_train_epoch_end(self):
+            registry = registry_of(self.trainer)
+            loader = registry.planned_loader.original
+            ids = torch.arange(40)
+            found["pair"] = sample_gradients(self.trainer, self, loader, ids, registry.selection, seed=0)
+            x, y, _ = loader.dataset.tensors
+            losses = weight[y] * F.cross_entropy(self.layer(x), y, reduction="none")
+            for name, kept in (("pruned", registry.selection.indices), ("full", ids)):
+                grads = torch.autograd.grad(losses[kept].mean(), list(self.parameters()), retain_graph=True)
+                found[name] = torch.cat([grad.flatten() for grad in grads])
+
+    fit(Keep(0.5), model=Weighted(), max_epochs=1)
+    pruned, full = found["pair"]
+    assert torch.allclose(pruned, found["pruned"], atol=1e-5)
+    assert torch.allclose(full, found["full"], atol=1e-5)
+
+
 def test_full_selection_has_the_full_gradient():
     monitor = PruningMonitor(gradient_every_n_epochs=1, gradient_samples=7)
     fit(monitor, max_epochs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 
 import lightning.pytorch as L
 import pytest
@@ -29,6 +30,7 @@ from tests.helpers import Keep, Model, PlainModel, make_loader, make_trainer, re
 
 CLASS_WEIGHTS = torch.tensor([0.2, 5.0])
 IGNORED = -100
+recent = pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 guards on the identity of a module's tensors")
 
 
 def fit(training_step, method, base=Model, **kwargs):
@@ -153,18 +155,45 @@ def test_padding_without_a_mask_is_noticed_once():
     assert '`self.weighted_loss(losses, mask=targets != ignore_index, normalize="token")`' in message
 
 
-def test_padding_is_noticed_in_a_compiled_module_too():
-    if torch.__version__ < "2.5":
-        pytest.skip("torch 2.4 guards on the identity of a module's tensors")
+@contextmanager
+def one_graph():
+    """Yield a backend; its module must not break into several graphs, or be compiled anew but for a last batch."""
     from torch._dynamo.testing import CompileCounter
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    counter = CompileCounter()
-    assert len(told(torch.compile(Padded(), backend=counter))) == 1
+    yield (counter := CompileCounter())
     assert not counters["graph_break"]
-    assert counter.frame_count <= 2
+    assert 1 <= counter.frame_count <= 2
+
+
+@recent
+def test_padding_is_noticed_in_a_compiled_module_too():
+    with one_graph() as backend:
+        assert len(told(torch.compile(Padded(), backend=backend))) == 1
+
+
+class Everything(Tagger):
+    """Uses all there is."""
+
+    def training_step(self, batch, batch_idx):
+        logits, targets = self.parts(batch)
+        losses, mask = F.cross_entropy(logits, targets, reduction="none"), targets != IGNORED
+        norms, w = logits.detach().flatten(1).norm(dim=1), CLASS_WEIGHTS[batch[1]]
+        return self.weighted_loss(
+            {"a": losses, "b": losses / 2}, mask=mask, normalize="token", sample_weight=w, grad_norm=norms
+        )
+
+
+@recent
+@pytest.mark.parametrize("weight", [None, 1.5])
+def test_all_of_it_compiles_into_one_graph(weight):
+    plain, compiled = Everything(), Everything()
+    with one_graph() as backend:
+        for model in (plain, torch.compile(compiled, backend=backend)):
+            make_trainer(Keep(1.0, 0.5, 0.75, weight=weight)).fit(model, make_loader())
+    assert torch.allclose(plain.layer.weight, compiled.layer.weight)
 
 
 @pytest.mark.parametrize(
