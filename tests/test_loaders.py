@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_prune import InfoBatch, OrderDP, Pruner, RandomPruning, RePB, ScoreRegistry
+from lightning_prune import InfoBatch, OrderDP, Pruner, RandomPruning, RePB, ScoreRegistry, SelectiveBackprop
 from lightning_prune.core.checks import LoaderError
 from tests.helpers import Keep, Model, make_dataset, make_loader, make_trainer, registry_of
 from tests.loaders import LENGTHS, LOADERS, WEIGHTS, Buckets, Tokens, WeightedShards, batches, loader
@@ -208,6 +208,17 @@ def test_no_batch_of_one(batch_size, kept):
         assert len(lengths) in (kept // batch_size, -(-kept // batch_size))
     assert registry_of(trainer).saved_fraction == pytest.approx(1 - kept / 40)
     assert registry_of(trainer).losses.isfinite().sum() >= kept
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_no_pick_of_one_out_of_a_short_last_batch(ratio):
+    model = Model()
+    method = SelectiveBackprop(prune_ratio=ratio, start=0.0, end=1.0, interrupt=0)
+    make_trainer(method, max_epochs=3).fit(model, make_loader(42, batch_size=8))
+    assert {len(ids) for _, ids in model.seen} == {round(8 * (1 - ratio)), 2}
+    model, one = Model(), SelectiveBackprop(prune_ratio=0.8, start=0.0, end=1.0, interrupt=0)
+    make_trainer(one, max_epochs=1).fit(model, make_loader(42, batch_size=5))
+    assert {len(ids) for _, ids in model.seen} == {1}  # as was asked for
 
 
 def test_validation_follows_a_length_that_was_counted_once():

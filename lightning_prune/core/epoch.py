@@ -217,6 +217,11 @@ class RunningEpoch:
         self._weight_views = () if self.weights is None else torch.split(self.weights[lot], lengths)
 
     @property
+    def longest_batch(self) -> int:
+        """Number of samples of the epoch's longest batch."""
+        return self.cuts.longest
+
+    @property
     def step_indices(self) -> Tensor:
         """Ids ``(B,)`` of the batch that the sampler drew for the running step; after `narrow`, of what is left."""
         return self.shard[self._slots]

@@ -39,6 +39,10 @@ class RunningBatch(Protocol):
     """Number of samples that the step trains."""
 
     @property
+    def longest_batch(self) -> int:
+        """Number of samples of the epoch's longest batch; the last one may be shorter."""
+
+    @property
     def step_indices(self) -> Tensor:
         """Sample ids ``(B,)``, int64."""
 
@@ -60,6 +64,7 @@ class StepRecord:
         active: True between the begin and the end of a step of a pruned run.
         probing: True while a step is run only to learn its losses: ``weighted_loss`` then ends it with `Probed`.
         scheduler_calls: Says how often a learning-rate scheduler is due at this optimizer step, or None.
+        full_step: Says at which optimizer step the run would be if nothing was left out, or None.
         weights: Loss weights ``(B,)``, float32, a view of the epoch's; None: all ones.
         losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called. They are
             weighted by nothing.
@@ -76,6 +81,7 @@ class StepRecord:
         self.active = False
         self.probing = False
         self.scheduler_calls: Callable[[Any], int] | None = None
+        self.full_step: Callable[[], int] | None = None
         self.weights: Tensor | None = None
         self._done: set[str] = set()
         self.clear()

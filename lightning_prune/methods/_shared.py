@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.plan import num_keep
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 
@@ -105,6 +106,16 @@ def output_grad_norm(step: StepRecord, method: str) -> Tensor:
         return torch.linalg.vector_norm(output_grads(step, method), dim=1)  # type: ignore[no-any-return]
     norms = step.grad_norm.float()
     return norms if step.sample_weight is None else norms * step.sample_weight.float().abs()
+
+
+def num_picks(step: StepRecord, size: int, keep_ratio: float) -> int:
+    """Return how many of the ``size`` samples of a batch are trained.
+
+    Of a short last batch, two instead of one, where the others keep more: BatchNorm cannot train on a single sample.
+    """
+    k = num_keep(size, keep_ratio)
+    is_short = step.running is not None and num_keep(max(size, step.running.longest_batch), keep_ratio) > 1
+    return 2 if k == 1 < size and is_short else k
 
 
 def random_order(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
-from lightning_prune.core.plan import num_keep
 from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import output_grads
+from lightning_prune.methods._shared import num_picks, output_grads
 from lightning_prune.trainer.callback import PruningCallback
 
 _EXHAUSTED = 1e-10
@@ -155,5 +154,5 @@ class DivBS(PruningCallback):
                 "Expected the features of the last layer, which DivBS needs, but the training step passed none. "
                 "Return `self.weighted_loss(losses, logits=logits, targets=targets, features=features)`."
             )
-        k = num_keep(len(grads), 1 - self.prune_ratio)
+        k = num_picks(step, len(grads), 1 - self.prune_ratio)
         return divbs(grads / len(grads), step.features.flatten(1), k, generator=generator).sort().values

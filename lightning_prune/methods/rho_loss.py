@@ -12,11 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.core.checks import check_ratio
-from lightning_prune.core.plan import num_keep
 from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import random_order
+from lightning_prune.methods._shared import num_picks, random_order
 from lightning_prune.trainer.callback import PruningCallback
 
 _COLUMN = "irreducible_losses"
@@ -104,7 +103,7 @@ class RHOLoss(PruningCallback):
         assert step.registry is not None  # noqa: S101  (narrowing: set by the registry)
         irreducible = step.registry.column(_COLUMN).index_select(0, step.indices)
         reducible = step.recorded_losses - irreducible
-        k = num_keep(len(reducible), 1 - self.prune_ratio)
+        k = num_picks(step, len(reducible), 1 - self.prune_ratio)
         return random_order(reducible, generator)[-k:].sort().values
 
 

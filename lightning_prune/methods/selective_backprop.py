@@ -9,11 +9,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
-from lightning_prune.core.plan import num_keep
 from lightning_prune.core.ratio import Arguments, RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import random_order, weighted_draw
+from lightning_prune.methods._shared import num_picks, random_order, weighted_draw
 from lightning_prune.trainer.callback import PruningCallback
 
 
@@ -139,6 +138,6 @@ class SelectiveBackprop(PruningCallback):
         size = len(losses)
         keep_ratio = 1 - self.prune_ratio
         drawn = weighted_draw(
-            selective_backprop_probs(size, keep_ratio).log_(), num_keep(size, keep_ratio), generator=generator
+            selective_backprop_probs(size, keep_ratio).log_(), num_picks(step, size, keep_ratio), generator=generator
         )
         return random_order(losses, generator).index_select(0, drawn.to(losses.device, non_blocking=True)).sort().values
