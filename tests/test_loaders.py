@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_prune import InfoBatch, OrderDP, Pruner, RandomPruning, RePB, ScoreRegistry, SelectiveBackprop
 from lightning_prune.core.checks import LoaderError
+from tests import contract
 from tests.helpers import Keep, Model, make_dataset, make_loader, make_trainer, registry_of
 from tests.loaders import LENGTHS, LOADERS, WEIGHTS, Buckets, Tokens, WeightedShards, batches, loader
 
@@ -71,6 +72,28 @@ def test_what_is_trained_recorded_and_saved(name, method):
     assert watch.trained < full
     # batch samplers that read a sampler are counted by samples, of which their full epoch drops none here
     assert saved == pytest.approx(1 - watch.trained / full, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["weighted", "tokens"])
+@pytest.mark.parametrize("case", contract.CASES)
+@pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
+def test_every_method(case, name):
+    trainer, model = make_trainer(contract.make(case), max_epochs=6), Model()
+    trainer.fit(model, LOADERS[name]())
+    registry = registry_of(trainer)
+    trained, full = sum(len(ids) for _, ids in model.seen), unpruned(LOADERS[name], 6)
+    assert trained < full
+    assert registry.saved_fraction == pytest.approx(1 - trained / full)
+    last = [i for epoch, ids in model.seen if epoch == 5 for i in ids]
+    assert bool(registry.selected[last].all())
+    if not method_refreshes(case):  # else the losses of skipped samples are those of a forward pass in eval mode
+        assert {i for i, loss in enumerate(registry.losses.tolist()) if loss == loss} == set(model.true_losses)
+        for index, loss in model.true_losses.items():
+            assert float(registry.losses[index]) == pytest.approx(loss, rel=1e-6)
+
+
+def method_refreshes(case):
+    return contract.method_of(case).refreshes_losses
 
 
 @pytest.mark.parametrize("name", LOADERS)
