@@ -25,6 +25,16 @@ class Stream(IterableDataset):
         return iter(make_dataset())
 
 
+class Indexed(Stream):
+    """As those of streaming libraries, which can be read by index, too."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return make_dataset()[i]
+
+
 class Endless(RandomSampler):
     def __iter__(self):
         while True:
@@ -39,6 +49,10 @@ class Keys(SequentialSampler):
 data = make_dataset()
 LOADERS = {
     "iterable": (lambda: DataLoader(Stream(), 4), "IterableDataset `Stream`"),
+    "iterable by index": (
+        lambda: DataLoader(Indexed(), 4),
+        "which yields.*so read it by index: derive `class MapStyle",
+    ),
     "no_batches": (lambda: DataLoader(data, batch_size=None), "batch_size=None"),
     "endless": (
         lambda: DataLoader(data, 4, sampler=Endless(data)),

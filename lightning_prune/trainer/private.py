@@ -176,9 +176,15 @@ def check_loader(loader: DataLoader[Any]) -> None:
         MisconfigurationException: If pruning cannot work with this loader; the message says what to write instead.
     """
     if isinstance(loader.dataset, IterableDataset):
+        way_out = "Give the dataset `__getitem__` and `__len__`."
+        if hasattr(loader.dataset, "__getitem__") and hasattr(loader.dataset, "__len__"):
+            way_out = (
+                "It has `__getitem__` and `__len__`, so read it by index: derive `class MapStyle(torch.utils.data.Dataset)` "
+                "whose two methods call these, and give the loader `MapStyle(dataset)` with `shuffle=True`."
+            )
         raise MisconfigurationException(
-            f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`: "
-            "its samples have no index that could be left out. Give the dataset `__getitem__` and `__len__`."
+            f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`, which yields "
+            f"samples in an order of its own: they have no index that could be left out. {way_out}"
         )
     if loader.batch_sampler is None and not hasattr(loader.sampler, "batch_size"):
         raise MisconfigurationException(
