@@ -179,12 +179,12 @@ def check_loader(loader: DataLoader[Any]) -> None:
         way_out = "Give the dataset `__getitem__` and `__len__`."
         if hasattr(loader.dataset, "__getitem__") and hasattr(loader.dataset, "__len__"):
             way_out = (
-                "It has `__getitem__` and `__len__`, so read it by index: derive `class MapStyle(torch.utils.data.Dataset)` "
-                "whose two methods call these, and give the loader `MapStyle(dataset)` with `shuffle=True`."
+                "It has `__getitem__` and `__len__`, so read it by index: derive `class MapStyle(torch.utils.data."
+                "Dataset)`, whose two methods call these, and give the loader `MapStyle(dataset)` with `shuffle=True`."
             )
         raise MisconfigurationException(
-            f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`, which yields "
-            f"samples in an order of its own: they have no index that could be left out. {way_out}"
+            f"Expected a map-style dataset, but got the IterableDataset `{type(loader.dataset).__name__}`, which "
+            f"yields samples in an order of its own: they have no index that could be left out. {way_out}"
         )
     if loader.batch_sampler is None and not hasattr(loader.sampler, "batch_size"):
         raise MisconfigurationException(
