@@ -132,6 +132,7 @@ class DictOfLoaders(Model):
         return super().losses(batch["main"])
 
 
+@pytest.mark.filterwarnings("ignore:Pruning saves no steps")
 @pytest.mark.parametrize("other", [12, 200], ids=["shorter", "longer"])
 @pytest.mark.parametrize("mode", ["max_size_cycle", "min_size", None])
 def test_one_of_several_loaders(other, mode):

@@ -16,6 +16,7 @@ from typing import Any, final
 
 import lightning
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.wrappers import _FabricDataLoader
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -167,6 +168,42 @@ def choose_loader(loaders: Any, key: str | int | None) -> tuple[CombinedLoader, 
             "Wrap the dataset: `DataLoader(dataset, batch_size=..., shuffle=True)`."
         )
     return combined, positions[0]
+
+
+def names_of(combined: CombinedLoader) -> list[str]:
+    """Return what `ScoreRegistry(loader=...)` calls the leaves: keys of a dict, else positions."""
+    leaves, tree = combined.flattened, combined.iterables
+    keys = list(tree) if isinstance(tree, dict) and len(tree) == len(leaves) else range(len(leaves))
+    return [repr(key) for key in keys]
+
+
+def warn_unless_it_ends_epochs(trainer: Trainer, planned: DataLoader[Any]) -> None:
+    """Warn if another loader says when an epoch ends, so that pruning saves no steps; in ``on_train_start``."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None  # noqa: S101  (narrowing: the loop has set up its data)
+    position = next(i for i, leaf in enumerate(combined.flattened) if leaf is planned)
+    limits = _limits_of(trainer, combined)
+    own = limits[position]
+    others = [(limit, i) for i, limit in enumerate(limits) if i != position]
+    if not others:
+        return
+    mode = combined._mode
+    limit, i = min(others) if mode == "min_size" else max(others)
+    name, other = (names_of(combined)[j] for j in (position, i))
+    length = "no end" if limit == float("inf") else f"{limit} batches"
+    if mode == "max_size_cycle" and limit >= own:
+        rank_zero_warn(
+            f"Pruning saves no steps: the pruned train DataLoader {name} has {own} batches, but {other} has {length}, "
+            f'and with `mode="max_size_cycle"` (Lightning\'s default) {name} begins again until that ends. Let an epoch '
+            f'end with {name}, `CombinedLoader(loaders, "min_size")`'
+            + (f", or prune the longest, `ScoreRegistry(loader={other})`." if limit != float("inf") else ".")
+        )
+    elif mode == "min_size" and limit < own:
+        rank_zero_warn(
+            f"Pruning saves no steps while more than {limit} batches are selected: the pruned train DataLoader {name} "
+            f'has {own} batches, but with `mode="min_size"` an epoch ends with {other} ({length}), and what is left of '
+            f"the selection is not trained. Prune the shortest, `ScoreRegistry(loader={other})`, or make {other} longer."
+        )
 
 
 def check_loader(loader: DataLoader[Any]) -> None:
@@ -362,12 +399,16 @@ def set_epoch_length(trainer: Trainer) -> int:
     loop = trainer.fit_loop
     combined = loop._combined_loader
     assert combined is not None  # noqa: S101  (narrowing: the loop has set up its data)
-    lengths = [len(leaf) if hasattr(leaf, "__len__") else float("inf") for leaf in combined.flattened]
-    limits = [limit_batches(length, trainer.limit_train_batches) for length in lengths]
-    combined.limits = limits
+    limits = combined.limits = _limits_of(trainer, combined)
     num_batches = int(min(limits) if combined._mode == "min_size" else max(limits))
     set_max_batches(trainer, num_batches)
     return num_batches
+
+
+def _limits_of(trainer: Trainer, combined: CombinedLoader) -> list[int | float]:
+    """Return how many batches of each loader an epoch has at most."""
+    lengths = [sized_len(leaf) for leaf in combined.flattened]
+    return [limit_batches(float("inf") if n is None else n, trainer.limit_train_batches) for n in lengths]
 
 
 def set_max_batches(trainer: Trainer, num_batches: int) -> None:

@@ -209,6 +209,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 "Expected the fit loop to draw from the planned loader, but something replaced it after `setup`. "
                 "Strategies and callbacks that rebuild the train loader cannot be combined with pruning."
             )
+        if method is not None:
+            private.warn_unless_it_ends_epochs(trainer, loader.planned)
         if isinstance(pl_module, WeightedLossMixin):
             pl_module._pruning_step = self.step
         if method is not None and method.picks_in_batch:
