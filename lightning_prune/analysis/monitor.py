@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -15,13 +16,20 @@ from lightning_prune.analysis.gradients import gradient_alignment, sample_gradie
 from lightning_prune.analysis.selections import class_kept_share, jaccard, noise_ratio, score_summary
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.rng import make_generator, permutation
-from lightning_prune.trainer.base import TrainerCallback
+from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.registry import ScoreRegistry
 
 STATE_VERSION = 1
 _MOST_CLASSES = 20
 """With more classes only the least and the highest kept share are logged."""
+
+_EPOCHS_ABSENT = 5
+"""Epochs in a row without a sample of a class that are warned about. Fewer happen in sound runs: a method that goes
+through the data in turns, a quarter each epoch, leaves a lone sample out of three in a row; one that keeps each with
+a chance of a half leaves it out of four in a row once in 16 times, of five once in 32."""
+_MOST_NAMED = 10
+"""Classes that a warning names."""
 
 
 def dataset_column(dataset: Dataset[Any], name: str | int) -> Tensor:
@@ -63,6 +71,8 @@ class PruningMonitor(TrainerCallback):
     ``class_kept_min``, ``class_kept_max``, ``class_kept/<c>`` (share of a class that was selected; single classes if
     there are at most 20), ``noise_ratio`` (mislabelled among the selected), ``grad_cosine`` and ``grad_norm_ratio``
     (of the selection's gradient to the full one, at the weights of the epoch's end), ``grad_norm`` (of the full one).
+
+    With ``targets``, a class of which no sample was selected in five epochs in a row is warned about, once.
 
     Works with every method, and without one (then every epoch is full). Methods that pick within batches select
     everything here. Values are the same on every rank.
@@ -112,6 +122,7 @@ class PruningMonitor(TrainerCallback):
         self.history: list[dict[str, float]] = []
         """What was logged, epoch by epoch, with the epoch's number as ``"epoch"``; of this process only."""
         self._logged = -1
+        self._absent: list[int] = []  # epochs in a row without a sample of each class
         self._selected: dict[int, Tensor] = {}  # by epoch: the running one's and that of the one before
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,14 +140,17 @@ class PruningMonitor(TrainerCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look the dataset's labels up."""
         registry = ScoreRegistry.of(trainer)
+        self.history = []
+        if not registry.takes_part:
+            return
         dataset = registry.planned_loader.original.dataset
         self._classes = None if self.targets is None else dataset_column(dataset, self.targets).long().cpu()
+        self._warned = False
         self._flips = None if self.flipped is None else dataset_column(dataset, self.flipped).bool().cpu()
         if self.clean_targets is not None and self._classes is not None:
             self._flips = torch.ne(dataset_column(dataset, self.clean_targets).long().cpu(), self._classes)
-        self.history = []
         if registry.epoch == 0:
-            self._logged, self._selected = -1, {}
+            self._logged, self._selected, self._absent = -1, {}, []
         if registry.session.running is not None:  # resumed in mid-epoch: this epoch's start has passed
             self._note_selection(registry)
 
@@ -145,7 +159,7 @@ class PruningMonitor(TrainerCallback):
         self._note_selection(ScoreRegistry.of(trainer))
 
     def _note_selection(self, registry: ScoreRegistry) -> None:
-        if registry.selection is not None:
+        if registry.takes_part and registry.selection is not None:
             known = {epoch: ids for epoch, ids in self._selected.items() if epoch == registry.epoch - 1}
             self._selected = {**known, registry.epoch: registry.selection.indices.cpu()}
 
@@ -153,7 +167,9 @@ class PruningMonitor(TrainerCallback):
         """Measure and log; the registry has closed the epoch."""
         registry = ScoreRegistry.of(trainer)
         epoch = registry.epoch - 1
-        if epoch == self._logged:  # called once more, after a resume from an epoch's end
+        if (
+            epoch == self._logged or epoch not in self._selected or not registry.takes_part
+        ):  # called once more after a resume, or none of ours
             return
         selected, previous = self._selected[epoch], self._selected.get(epoch - 1)
         metrics = {} if previous is None else {"jaccard": jaccard(selected, previous)}
@@ -161,13 +177,29 @@ class PruningMonitor(TrainerCallback):
         metrics |= {f"loss_{name}": value for name, value in score_summary(registry.losses).items()}
         if self._classes is not None:
             metrics |= _class_shares(selected, self._classes)
+            self._warn_of_absent_classes(selected, self._classes, epoch)
         if self._flips is not None:
             metrics["noise_ratio"] = noise_ratio(selected, self._flips)
         if self.gradient_every_n_epochs and (epoch + 1) % self.gradient_every_n_epochs == 0:
             metrics |= self._gradients(trainer, pl_module, registry, epoch)
         self._logged = epoch
         self.history.append({"epoch": epoch, **metrics})
-        pl_module.log_dict({f"prune/{name}": value for name, value in metrics.items()})
+        pl_module.log_dict({f"prune/{name}": value for name, value in metrics.items()}, **AS_IS)
+
+    def _warn_of_absent_classes(self, selected: Tensor, classes: Tensor, epoch: int) -> None:
+        sizes = torch.bincount(classes)
+        present = torch.bincount(classes[selected], minlength=len(sizes)) > 0
+        before = self._absent or [0] * len(sizes)
+        self._absent = [0 if here else n + 1 for here, n in zip(present.tolist(), before, strict=True)]
+        absent = [c for c, n in enumerate(self._absent) if n >= _EPOCHS_ABSENT and sizes[c] > 0]
+        if any(self._absent[c] == _EPOCHS_ABSENT for c in absent) and not self._warned:
+            self._warned = True
+            names = ", ".join(f"{c} ({int(sizes[c])} samples)" for c in absent[:_MOST_NAMED])
+            rank_zero_warn(
+                f"No sample of {len(absent)} class(es) was selected in the {_EPOCHS_ABSENT} epochs up to epoch "
+                f"{epoch}: {names}{', ...' if len(absent) > _MOST_NAMED else ''}. The model may forget them. "
+                "Prune less, or use a method that draws from all samples."
+            )
 
     def _gradients(
         self, trainer: Trainer, pl_module: LightningModule, registry: ScoreRegistry, epoch: int
@@ -189,11 +221,12 @@ class PruningMonitor(TrainerCallback):
             mask = np.zeros(1 + int(ids.max()), dtype=bool)
             mask[ids.numpy()] = True
             selected[epoch] = torch.from_numpy(np.packbits(mask))
-        return {"version": STATE_VERSION, "logged": self._logged, "selected": selected}
+        return {"version": STATE_VERSION, "logged": self._logged, "selected": selected, "absent": list(self._absent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self._logged = state_dict["logged"]
+        self._absent = list(state_dict.get("absent", []))
         self._selected = {
             epoch: torch.from_numpy(np.flatnonzero(np.unpackbits(bits.cpu().numpy())))
             for epoch, bits in state_dict["selected"].items()

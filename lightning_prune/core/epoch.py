@@ -140,7 +140,8 @@ class RunningEpoch:
         self._targets: list[Tensor] | None = None
         weights = self.plan.weights
         self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
-        self._ones = torch.ones(self.cuts.longest, dtype=torch.float32, device=device) if weighs and weights is None else None
+        plain = weighs and weights is None
+        self._ones = torch.ones(self.cuts.longest, dtype=torch.float32, device=device) if plain else None
         self._slots: slice | Tensor = slice(0, 0)
         self._batch_slots: slice | Tensor = self._slots
         self.step_length = self.batch_length = 0

@@ -154,7 +154,7 @@ class Session:
         table, method, running = self.table, self.method, self.open_epoch
         record = running.collect()
         table.losses.scatter_(0, record.indices, record.losses)
-        missing = record.recorded is not None and running.num_dropped == 0  # what was left out of its batch was not asked
+        missing = record.recorded is not None and running.num_dropped == 0  # samples left out of batches were not asked
         if missing or table.unanswered is not None:
             asked = running.plan.order[: running.positions_done].to(record.indices)
             table.note_unanswered(asked if missing else asked[:0], record.indices)
@@ -266,8 +266,8 @@ class Session:
         own = None if self.method is None else type(self.method).__name__
         if (method := state.get("method", own)) != own and (state.get("columns") or state.get("state")):
             warn_on_first_rank(
-                f"The checkpoint is of a run with {method}, but the run is resumed with {own}. Losses and counts go on; what "
-                f"{method} kept of its own is dropped.",
+                f"The checkpoint is of a run with {method}, but the run is resumed with {own}. Losses and counts go "
+                f"on; what {method} kept of its own is dropped.",
                 self.rank,
             )
         checkpoint.unpack(checkpoint.without_method(state, own), self.table, num_samples, torch.device(device))

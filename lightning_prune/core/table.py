@@ -89,7 +89,7 @@ class SampleTable(ABC):
 
     @property
     def unanswered(self) -> Tensor | None:
-        """Which samples ``(n,)``, bool, were trained and never gave a loss, as fully masked ones; None: there is none."""
+        """Which samples ``(n,)``, bool, were trained and never gave a loss, as fully masked ones; None: no one."""
         return self._columns.get(_UNANSWERED)
 
     def settle(self, scores: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ class SampleTable(ABC):
         """
         none = torch.zeros(self.num_samples, dtype=torch.bool, device=self.losses.device)
         unanswered = none if self.unanswered is None else self.unanswered
-        unanswered = unanswered.index_fill(0, asked, True).index_fill_(0, answered, False).logical_and_(self.losses.isnan())
+        unanswered = unanswered.index_fill(0, asked, True).index_fill_(0, answered, False)
+        unanswered.logical_and_(self.losses.isnan())
         if self.unanswered is not None or bool(unanswered.any()):
             self._columns[_UNANSWERED] = unanswered
 

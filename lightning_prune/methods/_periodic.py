@@ -104,6 +104,7 @@ class PeriodicPruning(PruningCallback):
         return is_choice_epoch(epoch, max(1, self.warmup_epochs), self.every_n_epochs)
 
 
-def first_where_unknown(scores: Tensor, losses: Tensor) -> Tensor:
+def first_where_unknown(scores: Tensor, registry: SampleTable) -> Tensor:
     """Return ``scores`` ``(n,)``, infinite where the last loss is missing or not finite: such samples stay."""
+    scores, losses = registry.settle(scores), registry.settle(registry.losses)
     return scores if surely_finite(losses) else torch.where(is_finite(losses), scores, torch.inf)

@@ -97,7 +97,7 @@ def _alignment(ring: Tensor, reference: Tensor, correlation: str, min_observed: 
     if not bool(known.all()):
         ring, reference = ring[known], reference[known]
     n = ring.shape[1]
-    scores = torch.full((n,), torch.nan, device=ring.device)
+    scores = torch.full((n,), torch.nan, dtype=torch.float32, device=ring.device)
     if len(reference) < min_observed:
         return scores
     dtype = torch.promote_types(ring.dtype, torch.float32)
@@ -299,6 +299,8 @@ class AlignPrune(ScoreWrapper):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the reference loader, or refuse a reference that cannot come to be."""
+        if not ScoreRegistry.of(trainer).takes_part:
+            return
         if self._metric is not None and not trainer.enable_validation:
             raise MisconfigurationException(
                 f"Expected a validation loop that logs {self._metric!r}, the reference of AlignPrune, but there is "
@@ -340,6 +342,9 @@ class AlignPrune(ScoreWrapper):
         """Take the reference metric, averaged over ranks."""
         if self._metric is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
+        registry = ScoreRegistry.of(trainer)
+        if not registry.takes_part:
+            return
         value = trainer.callback_metrics.get(self._metric)
         if value is None:
             logged = sorted(name for name in trainer.callback_metrics if not name.startswith("prune/"))
@@ -348,7 +353,7 @@ class AlignPrune(ScoreWrapper):
                 f"{logged}. Name one of these, or use `reference='self'`."
             )
         mean = trainer.strategy.reduce(value.detach().clone().double(), reduce_op="mean")
-        ScoreRegistry.of(trainer).state[_METRIC].copy_(mean)
+        registry.state[_METRIC].copy_(mean)
 
     def _in_force(self, registry: SampleTable) -> bool:
         return int(registry.state[_EPOCHS]) >= self.window
@@ -357,7 +362,7 @@ class AlignPrune(ScoreWrapper):
         """Let the base select by alignment, and add the undecided."""
         if not self._in_force(registry):
             return self.base.select(registry, epoch, generator)
-        scores = registry.column(_SCORE)
+        scores = registry.settle(registry.column(_SCORE))
         selection = self.base.select(registry.replace_scores(scores), epoch, generator)
         if surely_finite(scores):
             return selection if self.rescale else replace(selection, weights=None)
@@ -429,7 +434,7 @@ class AlignPrune(ScoreWrapper):
         reference = registry.state[_REFERENCE][registry.epoch % self.window]
         own: dict[str, float | Tensor] = {"align_reference": reference.float()}
         if self._in_force(registry):
-            own["align_undecided"] = count_nonfinite(registry.column(_SCORE)) / registry.num_samples
+            own["align_undecided"] = count_nonfinite(registry.settle(registry.column(_SCORE))) / registry.num_samples
         return own | super().metrics(registry)
 
 

@@ -140,7 +140,7 @@ class EpsilonGreedy(PeriodicPruning):
 
     def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Choose by the average losses."""
-        scores = first_where_unknown(registry.column(_MEAN), registry.losses)
+        scores = first_where_unknown(registry.column(_MEAN), registry)
         return epsilon_greedy(scores, k, self.epsilon, generator=generator)
 
     def update(self, registry: SampleTable, record: EpochRecord) -> None:

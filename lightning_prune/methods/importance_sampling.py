@@ -200,7 +200,7 @@ class ImportanceSampling(PruningCallback):
         k = count_kept(registry.num_samples, 1 - self.prune_ratio)
         if epoch == 0 or k == registry.num_samples:
             return Selection.all(registry.num_samples)
-        importance = first_where_unknown(registry.column(_IMPORTANCE), registry.losses)
+        importance = first_where_unknown(registry.column(_IMPORTANCE), registry)
         least = finite_mean(importance).float() * max(self.floor, _LEAST_FLOOR)
         inclusion = importance_inclusion(torch.maximum(importance, least), k)
         drawn = Selection.from_mask(_systematic_mask(inclusion, generator))

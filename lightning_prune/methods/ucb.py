@@ -138,7 +138,7 @@ class UCB(PeriodicPruning):
     def choose(self, registry: SampleTable, k: int, generator: torch.Generator) -> Selection:
         """Choose the highest bounds."""
         bounds = torch.add(registry.column(_MEAN), registry.column(_VAR), alpha=self.confidence)
-        return epsilon_greedy(first_where_unknown(bounds, registry.losses), k, 0.0, generator=generator)
+        return epsilon_greedy(first_where_unknown(bounds, registry), k, 0.0, generator=generator)
 
     def update(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the averages of the trained samples."""

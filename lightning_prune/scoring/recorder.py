@@ -82,6 +82,7 @@ class ScoreRecorder(TrainerCallback):
         self._needs = tuple(sorted({name for one in self.trackers for name in one.needs}))
         self._targets: Tensor | None = None
         self._pending: dict[str, Any] | None = None
+        self._started = False
         self._open: int | None = None
         self._buffer: list[dict[str, Tensor]] = []
         self._registry: ScoreRegistry | None = None
@@ -96,6 +97,8 @@ class ScoreRecorder(TrainerCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh, or from a checkpoint; refuse runs that end before a tracker has a score."""
+        if self._registry is not None and not self._registry.takes_part:
+            return
         num_samples = 0 if self._registry is None else self._registry.num_samples
         max_epochs = trainer.max_epochs or -1
         for tracker in self.trackers:
@@ -112,21 +115,27 @@ class ScoreRecorder(TrainerCallback):
                 "Scores are recorded while samples are pruned: what is not trained in an epoch is not scored in it. "
                 "For the published scores record an unpruned run."
             )
+        self._started = True
         self._buffer.clear()
         if self._pending is not None:
             state, self._pending = self._pending, None
-            self._open, self._targets = state["open"], state["targets"]
-            for tracker, tracker_state in zip(self.trackers, state["trackers"], strict=True):
-                tracker.load_state_dict(tracker_state)
+            self._restore(state)
         elif trainer.current_epoch == 0:
             self._open = self._targets = None
             for tracker in self.trackers:
                 tracker.reset()
 
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._open, self._targets = state["open"], state["targets"]
+        for tracker, tracker_state in zip(self.trackers, state["trackers"], strict=True):
+            tracker.load_state_dict(tracker_state)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note what the step recorded; every few steps feed it to the trackers."""
+        if self._registry is None or self._registry.session.running is None:
+            return  # the rest of an epoch that was none of ours
         if self._open not in (None, trainer.current_epoch):  # resumed from a checkpoint of an epoch's last batch
             self._end_epoch()
         self._open = trainer.current_epoch
@@ -192,7 +201,8 @@ class ScoreRecorder(TrainerCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the score files; warn of samples without a score."""
-        if self.save_to is None or _is_dev_run(trainer):
+        takes_part = self._registry is None or self._registry.takes_part
+        if self.save_to is None or _is_dev_run(trainer) or not takes_part:
             return
         self.paths = _name_files(Path(self.save_to), [type(tracker).__name__.lower() for tracker in self.trackers])
         for tracker, path in zip(self.trackers, self.paths, strict=True):
@@ -233,8 +243,12 @@ class ScoreRecorder(TrainerCallback):
         return {"open": self._open, "targets": targets, "trackers": trackers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until training starts."""
-        self._pending = dict(state_dict)
+        """Keep the state until training starts; in a run that goes on, as after a search, go back to it at once."""
+        if not self._started:
+            self._pending = dict(state_dict)
+            return
+        self._buffer.clear()
+        self._restore(state_dict)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Expect nothing more of other ranks, which may be gone."""
@@ -242,6 +256,7 @@ class ScoreRecorder(TrainerCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the registry."""
+        self._started = False
         self._registry = None
         self._world_size = 1
 

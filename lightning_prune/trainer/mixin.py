@@ -127,10 +127,20 @@ class WeightedLossMixin(_Base):
     def pruned_scheduler_calls(self, scheduler: Any) -> int:
         """Return how often to step a learning-rate scheduler now, so that it ends on time in shortened epochs.
 
-        Only modules that override ``lr_scheduler_step`` themselves need this: step ``scheduler`` that many times.
+        Only modules that override ``lr_scheduler_step`` themselves, or step schedulers under manual optimization, need
+        this: step ``scheduler`` that many times, where you would once. In manual optimization, once a batch.
         """
         step = self._pruning_step
         return 1 if step is None or step.scheduler_calls is None else step.scheduler_calls(scheduler)
+
+    @property
+    def pruned_global_step(self) -> int:
+        """The optimizer step that the full run would be at: ``global_step``, where nothing was left out.
+
+        For schedulers that are told the step, as timm's are: ``scheduler.step_update(self.pruned_global_step)``.
+        """
+        step = self._pruning_step
+        return int(self.global_step) if step is None or step.full_step is None else step.full_step()
 
     if not TYPE_CHECKING:
 

@@ -387,7 +387,7 @@ def resumes_in_epoch(trainer: Trainer) -> bool:
 
 def resumes_on_last_batch(trainer: Trainer) -> bool:
     """Return whether the epoch in which Lightning goes on has no batch left, so that it enters the next one."""
-    progress = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_progress.current
     return bool(progress.ready == progress.processed)
 
 

@@ -24,7 +24,7 @@ from lightning_prune.core.table import SampleTable, changed_length
 from lightning_prune.trainer import private, probe
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
-from lightning_prune.trainer.schedules import Schedules, warn_if_hidden
+from lightning_prune.trainer.schedules import Schedules
 
 
 @final
@@ -73,6 +73,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def _begin_fit(self, trainer: Trainer | None, pl_module: LightningModule | None) -> None:
         self._trainer, self._module = trainer, pl_module
+        self._schedules: Schedules | None = None
+        self._schedule_state: list[int] | None = None
         self._left_alone: Trainer | None = None  # whose run is neither pruned nor recorded
         self._started = False  # between `on_train_start` and the end
         self._loader: private.PlannedLoader | None = None
@@ -143,8 +145,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._begin_fit(None, None)
             self._left_alone = trainer
             rank_zero_warn(
-                f"`Trainer(overfit_batches={overfit})` trains the same few batches over and over: this run is not pruned, "
-                "and no losses are recorded. To prune a part of each epoch, use `limit_train_batches`."
+                f"`Trainer(overfit_batches={overfit})` trains the same few batches over and over: this run is not "
+                "pruned, and no losses are recorded. To prune a part of each epoch, use `limit_train_batches`."
             )
             return
         callbacks = private.get_callbacks(trainer)
@@ -158,7 +160,6 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         method = methods[0] if methods else None
         private.check_trainer(trainer)
         _check_module(pl_module, method)
-        warn_if_hidden(pl_module, method)
         self._begin_fit(trainer, pl_module)
         seed = 0 if method is None else method.resolved_seed
         self.session = Session(self, method, seed=seed, debug_sync=self.debug_sync)
@@ -195,9 +196,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Refuse schedules that cannot be scaled."""
         if not self.takes_part:
             return
-        schedules = Schedules(trainer, self.session)
-        schedules.check(pl_module)
-        self.step.scheduler_calls = schedules.calls
+        self._schedules = Schedules(trainer, self.session)
+        self._schedules.check(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Allocate or restore the per-sample state; continue an interrupted epoch."""
@@ -217,22 +217,25 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._picking = probe.PickingStep(pl_module, self._pick)
         self._note_limits(trainer)
         self._started = True
+        self._start_schedules()
         if self._pending is not None:
             state, self._pending = self._pending, None
             with _misconfigured():
                 self.session.restore(state, loader.num_samples, pl_module.device)
             self._resumed = True
-            if self.session.running is None and private.resumes_in_epoch(trainer):
-                self._join(trainer)
-                self._restore_rng()
-            else:
-                self._continue(trainer, state)
+            self._continue(trainer, state)
         elif self._starts_anew:
             self.session.start(loader.num_samples, pl_module.device)
             if private.resumes_in_epoch(trainer):
                 self._join(trainer)
         elif self.num_samples != loader.num_samples:
             raise MisconfigurationException(changed_length(self.num_samples, loader.num_samples))
+
+    def _start_schedules(self) -> None:
+        schedules = self._schedules
+        if schedules is not None:
+            schedules.start(None if self._pending is None else self._pending.get("schedule"))
+            self.step.scheduler_calls, self.step.full_step = schedules.calls, schedules.full_step
 
     @property
     def _starts_anew(self) -> bool:
@@ -241,7 +244,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def _join(self, trainer: Trainer) -> None:
         """Take part in a run that is resumed in the middle of an epoch that was none of ours."""
-        if private.resumes_on_last_batch(trainer):  # Lightning has done with that epoch, and does not start the next one
+        if private.resumes_on_last_batch(trainer):  # Lightning enters the next epoch without its start hooks
             batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self._begin_epoch(trainer)
             self._follow_last_batch(trainer, batches_done)
@@ -249,9 +252,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._begun, self._first_epoch = trainer.current_epoch, False
         self.epoch = trainer.current_epoch + 1
         rank_zero_warn(
-            f"The checkpoint was written in the middle of epoch {trainer.current_epoch} of a run without `ScoreRegistry` or "
-            "a pruning callback. The rest of that epoch trains as without them; they take part from epoch "
-            f"{self.epoch} on. A checkpoint of an epoch's end has no such rest."
+            f"The checkpoint was written in the middle of epoch {trainer.current_epoch} of a run without "
+            "`ScoreRegistry` or a pruning callback. The rest of that epoch trains as without them; they take part from "
+            f"epoch {self.epoch} on. A checkpoint of an epoch's end has no such rest."
         )
 
     def _note_limits(self, trainer: Trainer) -> None:
@@ -264,6 +267,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Go on where the state was saved: between epochs, in the middle of one, or on its last batch."""
         running = self.session.running
         if running is None:
+            if private.resumes_in_epoch(trainer):
+                self._join(trainer)
             self._restore_rng()
             return
         self._fresh_loader = False
@@ -278,6 +283,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             return
         # Written on the last batch: Lightning calls neither this epoch's end nor the next one's start.
         self.session.num_batches = running.batches_done
+        if self._schedules is not None:
+            self._schedules.end_epoch()
         self.session.end_epoch()
         self._restore_rng()
         self._begin_epoch(trainer)
@@ -330,6 +337,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             private.set_max_batches(trainer, self._late_batches)
             self._late_batches = None
         self.session.begin_step(batch_idx)
+        if self._schedules is not None:
+            self._schedules.before_step()
 
     def _note_full_length(self, trainer: Trainer) -> None:
         """Note how many batches of a new loader an epoch of all samples has, and have the loop follow this epoch."""
@@ -364,6 +373,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 step.losses = session.method.missing_losses(step)
             _check_called(pl_module, step, outputs)
         session.end_step(batch_idx)
+        if self._schedules is not None:
+            self._schedules.after_step(batch_idx)
         step.active = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -373,10 +384,12 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             return
         if session.running.batches_done == 0 and trainer.fit_loop.epoch_loop.restarting:
             raise MisconfigurationException(
-                f"Expected epoch {trainer.current_epoch} to be trained, but Lightning drew no batch of it: after a search for "
-                "a batch size at the start of an epoch other than the first, it takes that epoch and all later ones for done. "
-                "Search before the run, or in epoch 0."
+                f"Expected epoch {trainer.current_epoch} to be trained, but Lightning drew no batch of it: after a "
+                "search for a batch size at the start of an epoch other than the first, it takes that epoch and all "
+                "later ones for done. Search before the run, or in epoch 0."
             )
+        if self._schedules is not None:
+            self._schedules.end_epoch()
         metrics = session.end_epoch()
         if session.method is not None and session.method.log_metrics:
             pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True, **AS_IS)
@@ -415,7 +428,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._trainer is not None and not self._started and self._starts_anew:
             return {}  # what there is belongs to an earlier fit
         alone = self._trainer is None or self._trainer.interrupted  # after an exception others may be gone
-        return self.session.state_dict(save_rng=self.save_rng, alone=alone)
+        state = self.session.state_dict(save_rng=self.save_rng, alone=alone)
+        if self._schedules is not None:
+            self._schedule_state = self._schedules.state()
+        return {**state, "schedule": self._schedule_state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: schedules must still see full epochs when they are configured.
@@ -429,6 +445,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         running = self.session.running
         with _misconfigured():
             self.session.rewind(state_dict)
+        if self._schedules is not None:
+            self._schedules.start(state_dict.get("schedule"))
         if self.session.running is not running:  # another plan than the live iterator's
             self.session.num_batches = private.set_epoch_length(trainer)
             private.iterate(trainer, keep_rng=True)
@@ -443,7 +461,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._uninstall(trainer, pl_module)
 
     def _uninstall(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.step.active, self.step.scheduler_calls = False, None
+        self.step.active, self.step.scheduler_calls, self.step.full_step = False, None, None
+        if self._schedules is not None:  # which a last checkpoint may still ask for
+            self._schedule_state, self._schedules = self._schedules.state(), None
         pl_module.__dict__.pop("_pruning_step", None)
         if self._picking is not None:
             self._picking.uninstall()

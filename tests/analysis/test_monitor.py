@@ -13,7 +13,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Subset
 
-from lightning_prune import InfoBatch, OrderDP, PruningMonitor, RandomPruning, RePB, ScoreRegistry, SeTa
+from lightning_prune import (
+    InfoBatch,
+    OrderDP,
+    PruningCallback,
+    PruningMonitor,
+    RandomPruning,
+    RePB,
+    ScoreRegistry,
+    SeTa,
+)
 from lightning_prune.analysis import gradient_alignment, jaccard, sample_gradients
 from lightning_prune.analysis.monitor import dataset_column
 from lightning_prune.cli import main
@@ -298,3 +307,40 @@ data: {class_path: examples.digits.task.DigitsData}
     header = next(tmp_path.glob("**/metrics.csv")).read_text().splitlines()[0]
     assert "prune/jaccard" in header
     assert "prune/class_kept/9" in header
+
+
+class WithoutAClass(PruningCallback):
+    """Leaves out a class, or one sample in turn, after the first epoch."""
+
+    def __init__(self, label=None, **kwargs):
+        super().__init__(warmup_epochs=1, **kwargs)
+        self.label = label
+
+    def select(self, registry, epoch, generator):
+        targets = make_loader().dataset.tensors[1]
+        kept = targets != self.label if self.label is not None else torch.arange(40) % 4 == epoch % 4
+        return Selection.from_mask(kept)
+
+
+def test_a_class_that_is_left_out_for_long_is_warned_about():
+    trainer = make_trainer(WithoutAClass(1), PruningMonitor(targets=1), max_epochs=9)
+    size = int((make_loader().dataset.tensors[1] == 1).sum())
+    match = rf"No sample of 1 class\(es\) was selected in the 5 epochs up to epoch 5: 1 \({size} samples\)"
+    with pytest.warns(UserWarning, match=match) as warned:
+        trainer.fit(Model(), make_loader())
+    assert sum("No sample of" in str(w.message) for w in warned) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_epochs_without_a_class_are_counted_over_a_resume(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "end")
+    trainer = make_trainer(WithoutAClass(0), PruningMonitor(targets=1), saver, enable_checkpointing=True)
+    trainer.fit(Model(), make_loader())
+    with pytest.warns(UserWarning, match="up to epoch 5: 0 "):
+        make_trainer(WithoutAClass(0), PruningMonitor(targets=1), max_epochs=6).fit(
+            Model(), make_loader(), ckpt_path=tmp_path / "end.ckpt"
+        )
+
+
+def test_classes_that_come_and_go_are_no_matter():
+    make_trainer(WithoutAClass(), PruningMonitor(targets=1), max_epochs=9).fit(Model(), make_loader())

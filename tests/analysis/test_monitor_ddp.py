@@ -24,6 +24,9 @@ def test_ranks_log_the_same(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["history"] == second["history"]
+    assert first["logged"] == second["logged"]  # on every rank, without a reduction
+    assert {"prune/kept_fraction", "prune/score_mean", "prune/jaccard"} <= first["logged"].keys()
+    assert first["warnings"] == []  # Lightning's advice to reduce them
     monitor = PruningMonitor(targets=1, gradient_every_n_epochs=1, gradient_samples=21)
     make_trainer(OrderDP(seed=2), monitor).fit(Model(), make_loader(batch_size=4))
     assert len(monitor.history) == 4

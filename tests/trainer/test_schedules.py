@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     LambdaLR,
@@ -16,6 +17,11 @@ from torch.optim.lr_scheduler import (
 
 from lightning_prune import WeightedLossMixin
 from tests.helpers import VARIABLE, Keep, Model, PlainModel, make_loader, make_trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+    pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
+]
 
 
 def one_cycle(optimizer, steps):
@@ -104,20 +110,155 @@ def test_max_steps_is_left_alone():
     assert model.scheduler.last_epoch == 17
 
 
-def test_manual_optimization_is_left_alone():
-    class Manual(Model):
-        automatic_optimization = False
+class Manual(Model):
+    """Steps its schedule itself, once a batch, and its optimizer ``steps`` times."""
 
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
+    automatic_optimization, steps = False, 1
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for _ in range(self.steps):
             optimizer.zero_grad()
             self.manual_backward(self.weighted_loss(self.losses(batch)))
             optimizer.step()
+        self.step_schedule(self.lr_schedulers())
+
+    def step_schedule(self, scheduler):
+        scheduler.step()
+
+
+class ManualAndRight(Manual):
+    def step_schedule(self, scheduler):
+        for _ in range(self.pruned_scheduler_calls(scheduler)):
+            scheduler.step()
+
+
+def by_epoch_in_name(module, optimizer):
+    """What a module returns that does not care for the interval, as manual optimization does not."""
+    module.steps_estimated = int(module.trainer.estimated_stepping_batches)
+    module.scheduler = lambda_lr(optimizer, module.steps_estimated)
+    return [optimizer], [module.scheduler]
+
+
+@pytest.mark.parametrize("configure", [by_step(lambda_lr), by_epoch_in_name], ids=["step", "default"])
+def test_manual_optimization_that_steps_its_schedule_is_warned_about_and_can_be_right(configure):
+    model = Manual(configure)
+    with pytest.warns(
+        UserWarning, match="`Manual` steps a learning-rate schedule itself.*pruned_scheduler_calls"
+    ) as seen:
+        make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    assert sum("schedule itself" in str(w.message) for w in seen) == 1
+    assert model.scheduler.last_epoch == 33
+    model = ManualAndRight(configure)
+    make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    assert model.scheduler.last_epoch == 40
+
+
+def test_manual_optimization_without_a_schedule_or_in_full_epochs_is_left_alone():
+    model = Manual(by_step(lambda_lr))
+    make_trainer(Keep(1.0)).fit(model, make_loader())
+    assert model.scheduler.last_epoch == 40
+    make_trainer(Keep(*VARIABLE, scale_lr_schedule=False)).fit(Manual(by_step(lambda_lr)), make_loader())
+
+    class EpochSchedule(Manual):
+        def step_schedule(self, scheduler):
+            pass
+
+        def on_train_epoch_end(self):
             self.lr_schedulers().step()
 
-    model = Manual(by_step(lambda_lr))
+    model = EpochSchedule(by_epoch_in_name)
     make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
-    assert model.scheduler.last_epoch == 33
+    assert model.scheduler.last_epoch == 4
+
+
+class Told:
+    """A scheduler that is told the step, as timm's are."""
+
+    def __init__(self, optimizer, steps):
+        self.optimizer, self.steps, self.updates = optimizer, steps, []
+
+    def step_update(self, num_updates):
+        self.updates.append(num_updates)
+        self.optimizer.param_groups[0]["lr"] = 1 - num_updates / self.steps
+
+    def step(self, epoch):
+        self.updates.append(epoch)
+
+    def state_dict(self):
+        return {"updates": list(self.updates)}
+
+    def load_state_dict(self, state):
+        self.updates = list(state["updates"])
+
+
+class Telling(Model):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step_update(self.pruned_global_step)
+
+
+class TellingByHand(Manual):
+    steps = 2
+
+    def step_schedule(self, scheduler):
+        scheduler.step_update(self.pruned_global_step)
+
+
+def told(interval, steps=40):
+    def configure(module, optimizer):
+        module.scheduler = Told(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": module.scheduler, "interval": interval}}
+
+    return configure
+
+
+@pytest.mark.parametrize(
+    ("module", "accumulate", "steps"), [(Telling, 1, 40), (Telling, 3, 16), (TellingByHand, 1, 80)]
+)
+def test_the_step_of_the_full_run(module, accumulate, steps, tmp_path):
+    """It rises with each step, evenly within an epoch, to its end; also in a resumed run."""
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
+    trainer = make_trainer(Keep(*VARIABLE), saver, accumulate_grad_batches=accumulate, enable_checkpointing=True)
+    model = module(told("step", steps))
+    trainer.fit(model, make_loader())
+    updates = model.scheduler.updates
+    assert updates[-1] == steps
+    assert updates == sorted(set(updates))
+    full = {1: 10, 3: 4}[accumulate] * model.steps if module is TellingByHand else {1: 10, 3: 4}[accumulate]
+    assert set(range(full, steps + 1, full)) <= set(updates)
+    paths = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    for path in paths[:-1:3]:
+        resumed = module(told("step", steps))
+        make_trainer(Keep(*VARIABLE), accumulate_grad_batches=accumulate).fit(resumed, make_loader(), ckpt_path=path)
+        assert resumed.scheduler.updates == updates, path.stem
+
+
+def test_the_step_of_a_run_that_is_not_scaled():
+    for kwargs, method in (({}, []), ({}, [Keep(1.0)]), ({}, [Keep(0.5, scale_lr_schedule=False)])):
+        model = Telling(told("step"))
+        make_trainer(*method, **kwargs).fit(model, make_loader())
+        assert model.scheduler.updates == list(range(1, len(model.lrs) + 1))
+
+
+def test_a_module_that_tells_its_scheduler_the_steps_of_the_short_run_is_warned_about():
+    class Wrong(Model):
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step_update(self.global_step)
+
+    model = Wrong(told("step"))
+    with pytest.warns(UserWarning, match="`Wrong.lr_scheduler_step` hides.*`self.pruned_global_step` in place of"):
+        make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    assert model.scheduler.updates[-1] == 33
+
+
+def test_schedules_by_the_epoch_of_another_library_are_no_matter():
+    class Epochs(Model):
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step(epoch=self.current_epoch)
+
+    model = Epochs(told("epoch"))
+    make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    assert model.scheduler.updates == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -137,9 +278,17 @@ def test_own_scheduler_step_is_warned_about_and_can_be_right():
                 scheduler.step()
 
     model = Own(by_step(one_cycle))
-    with pytest.warns(UserWarning, match="`Own.lr_scheduler_step` hides the one of `WeightedLossMixin`"):
-        make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
     assert model.scheduler.last_epoch == 40
+
+    class Wrong(Model):
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step()
+
+    model = Wrong(by_step(one_cycle))
+    with pytest.warns(UserWarning, match="`Wrong.lr_scheduler_step` hides the one of `WeightedLossMixin`"):
+        make_trainer(Keep(*VARIABLE)).fit(model, make_loader())
+    assert model.scheduler.last_epoch == 33
 
 
 def test_mixin_behind_a_module_that_steps():

@@ -130,8 +130,8 @@ def class_budgets(targets: Tensor, k: int) -> dict[int, int]:
     if missing := labels[floors == 0].tolist():
         names = ", ".join(map(str, missing[:_MOST_NAMED])) + (", ..." if len(missing) > _MOST_NAMED else "")
         rank_zero_warn(
-            f"{k} samples are kept of {len(labels)} classes: {len(missing)} of them have none ({names}). Lower `prune_ratio` "
-            "to keep at least one of each."
+            f"{k} samples are kept of {len(labels)} classes: {len(missing)} of them have none ({names}). Lower "
+            "`prune_ratio` to keep at least one of each."
         )
     return dict(zip(labels.tolist(), floors.tolist(), strict=True))
 
