@@ -143,5 +143,5 @@ class Schedules:
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         rates = [rate for group in groups if not isinstance(rate := group["lr"], Tensor)]  # to read one would wait
         schedulers = [c.scheduler for c in self.trainer.lr_scheduler_configs if not c.reduce_on_plateau]
-        counts = [getattr(scheduler, "_step_count", None) for scheduler in schedulers]
+        counts = [getattr(scheduler, "last_epoch", None) for scheduler in schedulers]
         return [*rates, *counts]
