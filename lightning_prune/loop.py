@@ -172,7 +172,7 @@ class Pruner:
         self._loader, self._moves_to = planned, moves_to
         self._session.draw_from(self._loader.batch_sampler)
         self._session.dataset = [type(original.dataset).__name__, self.dataset_id]
-        self._full_length = self._session.full_batches
+        self._full_length = self._loader.batch_sampler.full_length
         return PrunedLoader(self, self._loader.planned)
 
     def epochs(self) -> Iterator[int]:
@@ -244,7 +244,7 @@ class Pruner:
                 "Expected to iterate over the attached loader once in each epoch, within `for epoch in "
                 "pruner.epochs()`, but no epoch is running. To visit all samples, iterate over your own loader."
             )
-        running.batch_sampler.skip = running.batches_done
+        running.batch_sampler.skip = running.batches_to_skip
         is_left = running.batches_done < len(running.batch_sampler)
         iterator: Iterator[Any] = iter(loader.planned) if is_left else iter(())
         if self.save_rng:

@@ -189,6 +189,10 @@ class RunningEpoch:
             return None if self._ones is None else self._ones[:length]
         return self._ones.new_ones(length)  # several rows of a sample
 
+    def has_ended(self, batch_idx: int) -> bool:
+        """Return whether the loader has no batch for a step: beside a longer one it may end before the epoch does."""
+        return batch_idx >= self._num_batches and not self.batch_sampler.begins_again
+
     def begin_step(self, batch_idx: int) -> Tensor | None:
         """Find the samples of a batch; return their weights ``(B,)``, or None in an epoch without weights."""
         batch_idx %= self._num_batches  # a `CombinedLoader` may cycle through a shorter loader
@@ -295,6 +299,8 @@ class RunningEpoch:
 
         A `CombinedLoader` may cycle through a shorter loader: then positions count as often as they are trained.
         """
+        if self.has_ended(batches):
+            batches = self._num_batches
         cycles, batches = divmod(batches, self._num_batches)
         return cycles * self._positions_before(self._num_batches) + self._positions_before(batches)
 
@@ -307,6 +313,7 @@ class RunningEpoch:
         """Return how many positions ``batches`` batches of each rank would train if nothing was left out."""
         full = self.plan.full_length or self.batch_sampler.sampler.total
         length = self.batch_sampler.full_length
+        batches = batches if self.batch_sampler.begins_again else min(batches, length)
         cycles, batches = divmod(batches, length)
         if self.plan.lengths is not None:
             return cycles * full + round(full * batches / length)
@@ -375,6 +382,13 @@ class RunningEpoch:
         self._ones = None if self._ones is None else self._ones.to(device)
         for name in ("shard", "slot_of", "weight_of", "_counts"):
             self.__dict__.pop(name, None)
+
+    @property
+    def batches_to_skip(self) -> int:
+        """Batches that a new iterator has to leave out, to go on after those that are done."""
+        if self.has_ended(self.batches_done):
+            return self._num_batches
+        return self.batches_done % self._num_batches if self.batches_done > self._num_batches else self.batches_done
 
     def continue_from(self, batches_done: int, num_dropped: int, log: Tensor | None) -> None:
         """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""

@@ -1,4 +1,4 @@
-"""Samplers that yield an epoch's plan. ``__iter__`` has no side effect that counts: torch calls it more than once."""
+"""Samplers that yield an epoch's plan. Calling ``__iter__`` changes nothing: torch does so more than once."""
 
 from __future__ import annotations
 
@@ -240,8 +240,11 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         original: The user's batch sampler.
 
     Attributes:
-        skip: Batches at the start of the epoch that were trained before an interruption.
-        handed_out: Batches that the newest iterator has handed out so far, to a chunk's accuracy.
+        skip: Batches at the start of the epoch that were trained before an interruption; the next iterator leaves them
+            out, and no later one: an epoch may go through the batches again.
+        handed_out: Batches of the plan that were handed out so far, to a chunk's accuracy.
+        begins_again: Whether the batches come again in an epoch that goes on after the last one; else there are none
+            for the steps that are left.
         loader_name: Class of the user's loader, for messages.
     """
 
@@ -261,9 +264,11 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         self.original = original
         self.skip = 0
         self.handed_out = 0
+        self.begins_again = True
         self.loader_name = "DataLoader"
         self._full_batches: int | None = None
         self._cuts: tuple[EpochPlan, Cuts] | None = None
+        self._handed: EpochPlan | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "original" not in self.__dict__:
@@ -348,15 +353,17 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         plan = self.sampler.plan
         plan = self.make_plan(Selection.all(self.sampler.total), 0) if plan is None else plan
-        ids, cuts, first = plan.shard(plan.order, self.sampler.rank), self.cuts_of(plan), self.skip
-        self.handed_out = 0
+        ids, cuts = plan.shard(plan.order, self.sampler.rank), self.cuts_of(plan)
+        first, self.skip = self.skip, 0  # here, since torch calls `__iter__` more than once
+        if self._handed is not plan:
+            self._handed, self.handed_out = plan, 0
         if isinstance(cuts, EvenCuts):
             size = cuts.size
             for batch in range(first, cuts.num_whole, _BATCHES_PER_CHUNK):
                 stop = min(batch + _BATCHES_PER_CHUNK, cuts.num_whole)
-                self.handed_out = stop
+                self.handed_out = max(self.handed_out, stop)
                 yield from ids[batch * size : stop * size].view(-1, size).tolist()
             first = max(first, cuts.num_whole)
         for batch in range(first, len(cuts)):
-            self.handed_out = batch + 1
+            self.handed_out = max(self.handed_out, batch + 1)
             yield ids[cuts.start(batch) : cuts.start(batch + 1)].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, final
 
@@ -46,8 +47,9 @@ class Session:
     Attributes:
         step: What the running step and the session exchange.
         running: The running epoch, or None.
-        full_batches: Batches that an epoch of all samples has, as far as they are trained.
-        num_batches: Batches that the running epoch is to have; an epoch that ends before is counted by its share.
+        full_batches: Batches that an epoch of all samples has, as far as they are trained; infinite for one without end.
+        num_batches: Batches that the running epoch is to have, likewise; one that ends before is counted by its share.
+        in_step: Whether a step is running, be it one that the loader has no batch for.
         dataset: What identifies the dataset beside its length: its class and the user's name for it.
     """
 
@@ -60,7 +62,9 @@ class Session:
         self.debug_sync = debug_sync
         self.step = StepRecord(table)
         self.running: RunningEpoch | None = None
-        self.full_batches = self.num_batches = 0
+        self.full_batches: int | float = 0
+        self.num_batches: int | float = 0
+        self.in_step = False
         self.dataset: list[str | None] = [None, None]
         self._batches: PlanBatchSampler | None = None
         self._rng: dict[str, Any] | None = None
@@ -166,8 +170,8 @@ class Session:
                 self.rank,
             )
         table.trained_steps += running.positions_trained
-        full_steps = running.full_positions(self.full_batches)
-        if running.batches_done < self.num_batches:  # `max_steps`, for example: what was not reached is not saved
+        full_steps = running.full_positions(running.batches_done if self.is_endless else int(self.full_batches))
+        if running.batches_done < self.num_batches < math.inf:  # `max_steps`: what was not reached is not saved
             full_steps = round(full_steps * running.batches_done / self.num_batches)
         table.full_steps += full_steps
         metrics: dict[str, float | Tensor] = {
@@ -183,14 +187,22 @@ class Session:
         table.epoch += 1
         return metrics
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether the running epoch ends with the run only, as beside an infinite loader."""
+        return self.num_batches == math.inf
+
     # Steps
 
     def begin_step(self, batch_idx: int) -> None:
-        """Have the step's weights and log ready: slices of the epoch's, nothing is computed or copied."""
-        step = self.step
+        """Have the step's weights and log ready: slices of the epoch's, nothing is computed or copied.
+
+        A step that the loader has no batch for is one without losses, as outside a run.
+        """
+        step, running = self.step, self.open_epoch
         step.clear()
-        step.weights = self.open_epoch.begin_step(batch_idx)
-        step.active = True
+        self.in_step, step.active = True, not running.has_ended(batch_idx)
+        step.weights = running.begin_step(batch_idx) if step.active else None
 
     def picks_now(self) -> bool:
         """Return whether the method wants to pick among the samples of the running step's batch."""
@@ -226,6 +238,7 @@ class Session:
         A batch that no step was begun for is counted as visited.
         """
         step, method, running = self.step, self.method, self.open_epoch
+        self.in_step = False
         running.end_step(batch_idx, trained=step.active)
         if step.active and step.losses is not None:
             running.write(step, {} if method is None or not running.record_names else method.per_sample(step))

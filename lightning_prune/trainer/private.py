@@ -170,6 +170,11 @@ def choose_loader(loaders: Any, key: str | int | None) -> tuple[CombinedLoader, 
     return combined, positions[0]
 
 
+def begins_again(combined: CombinedLoader) -> bool:
+    """Return whether a loader that ends before the epoch does begins again; else its batch is None from then on."""
+    return combined._mode != "max_size"
+
+
 def names_of(combined: CombinedLoader) -> list[str]:
     """Return what `ScoreRegistry(loader=...)` calls the leaves: keys of a dict, else positions."""
     leaves, tree = combined.flattened, combined.iterables
@@ -194,7 +199,7 @@ def warn_unless_it_ends_epochs(trainer: Trainer, planned: DataLoader[Any]) -> No
     if mode == "max_size_cycle" and limit >= own:
         rank_zero_warn(
             f"Pruning saves no steps: the pruned train DataLoader {name} has {own} batches, but {other} has {length}, "
-            f'and with `mode="max_size_cycle"` (Lightning\'s default) {name} begins again until that ends. Let an epoch '
+            f'and with `mode="max_size_cycle"` (Lightning\'s default) {name} begins again until that ends. Let epochs '
             f'end with {name}, `CombinedLoader(loaders, "min_size")`'
             + (f", or prune the longest, `ScoreRegistry(loader={other})`." if limit != float("inf") else ".")
         )
@@ -202,7 +207,7 @@ def warn_unless_it_ends_epochs(trainer: Trainer, planned: DataLoader[Any]) -> No
         rank_zero_warn(
             f"Pruning saves no steps while more than {limit} batches are selected: the pruned train DataLoader {name} "
             f'has {own} batches, but with `mode="min_size"` an epoch ends with {other} ({length}), and what is left of '
-            f"the selection is not trained. Prune the shortest, `ScoreRegistry(loader={other})`, or make {other} longer."
+            f"the selection is not trained. Prune the shortest, `ScoreRegistry(loader={other})`, or make it longer."
         )
 
 
@@ -391,7 +396,7 @@ def resumes_on_last_batch(trainer: Trainer) -> bool:
     return bool(progress.ready == progress.processed)
 
 
-def set_epoch_length(trainer: Trainer) -> int:
+def set_epoch_length(trainer: Trainer) -> int | float:
     """Make the fit loop follow the loader's present length; return the number of batches.
 
     Without this, short epochs skip validation, and no later epoch is longer than the first.
@@ -400,7 +405,7 @@ def set_epoch_length(trainer: Trainer) -> int:
     combined = loop._combined_loader
     assert combined is not None  # noqa: S101  (narrowing: the loop has set up its data)
     limits = combined.limits = _limits_of(trainer, combined)
-    num_batches = int(min(limits) if combined._mode == "min_size" else max(limits))
+    num_batches = min(limits) if combined._mode == "min_size" else max(limits)
     set_max_batches(trainer, num_batches)
     return num_batches
 
@@ -411,10 +416,10 @@ def _limits_of(trainer: Trainer, combined: CombinedLoader) -> list[int | float]:
     return [limit_batches(float("inf") if n is None else n, trainer.limit_train_batches) for n in lengths]
 
 
-def set_max_batches(trainer: Trainer, num_batches: int) -> None:
+def set_max_batches(trainer: Trainer, num_batches: int | float) -> None:
     """Set ``trainer.num_training_batches`` and when validation is due in an epoch of that many batches."""
     trainer.fit_loop.max_batches = num_batches
-    if trainer.val_check_batch is None:  # validation by wall time
+    if trainer.val_check_batch is None or num_batches == float("inf"):  # by wall time; by steps, or never
         return
     interval = trainer.val_check_interval
     if isinstance(interval, float):

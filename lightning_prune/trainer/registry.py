@@ -82,7 +82,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._first_epoch = True
         self._resumed = False
         self._begun: int | None = None  # epoch that is planned already
-        self._late_batches: int | None = None  # length of the epoch, to be told at its first step
+        self._late_batches: int | float | None = None  # length of the epoch, to be told at its first step
 
     @property
     def step(self) -> StepRecord:
@@ -183,6 +183,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         )
         if session.running is not None and self._loader.num_samples != self.num_samples:
             raise MisconfigurationException(changed_length(self.num_samples, self._loader.num_samples))
+        self._loader.batch_sampler.begins_again = private.begins_again(combined)
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
         session.dataset = [type(original.dataset).__name__, self.dataset_id]
@@ -276,7 +277,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._begun, self._first_epoch = self.epoch, False
             num_batches = self.session.num_batches = private.set_epoch_length(trainer)
             finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
-            running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_done
+            running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_to_skip
             private.finish_batch_progress(trainer, running.batches_done)
             private.iterate(trainer, keep_rng=True)
             self._restore_rng()
@@ -293,7 +294,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def _follow_last_batch(self, trainer: Trainer, batches_done: int) -> None:
         """Have the loop end an epoch of which ``batches_done`` batches were all, and go on with the one just begun."""
         private.start_epoch_progress(trainer)
-        self._late_batches = int(trainer.num_training_batches)
+        self._late_batches = trainer.num_training_batches
         trainer.fit_loop.max_batches = batches_done  # the loop compares the old epoch's progress with it first
 
     def _restore_rng(self) -> None:
@@ -310,7 +311,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._begun = trainer.current_epoch
         self._note_limits(trainer)
         if self._fresh_loader:  # the loop has just been set up with the loader's full length
-            self.session.full_batches = int(trainer.num_training_batches)
+            self.session.full_batches = trainer.num_training_batches
             self._fresh_loader = False
         with _misconfigured():
             running = self.session.begin_epoch(trainer.current_epoch)

@@ -71,7 +71,7 @@ class Schedules:
     def calls(self, scheduler: Any) -> int:
         """Return how often a scheduler is due at this optimizer step (1 where nothing is scaled)."""
         trainer = self.trainer
-        if self.session.running is None or not self.session.step.active:  # a search steps a schedule of its own
+        if not self.session.in_step or self.session.is_endless:  # a search steps a schedule of its own
             return 1
         self._watches = False
         config = next((c for c in trainer.lr_scheduler_configs if c.scheduler is scheduler), None)

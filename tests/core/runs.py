@@ -85,7 +85,7 @@ class Run:
         """Begin the epoch, unless it was restored, and train it, one step a turn; the caller ends it."""
         session = self.session
         running = session.begin_epoch() if session.running is None else session.running
-        running.batch_sampler.skip = running.batches_done
+        running.batch_sampler.skip = running.batches_to_skip
         for batch_idx, ids in enumerate(session.batches, running.batches_done):
             session.begin_step(batch_idx)
             weights = session.step.weights
