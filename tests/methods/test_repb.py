@@ -364,14 +364,14 @@ def test_gradient_norms_need_logits_and_targets():
         make_trainer(RePB(score="grad_norm")).fit(BareModel(), make_loader())
 
 
-def test_gradient_norms_need_class_ids():
-    class Soft(Model):
+def test_gradient_norms_need_class_ids_or_probabilities():
+    class Both(Model):
         def training_step(self, batch, batch_idx):
             losses = self.losses(batch)
-            return self.weighted_loss(losses, logits=self.layer(batch[0]), targets=torch.ones(len(losses), 2) / 2)
+            return self.weighted_loss(losses, logits=self.layer(batch[0]), targets=torch.ones(len(losses), 2))
 
-    with pytest.raises(ValueError, match="of class ids"):
-        make_trainer(RePB(score="grad_norm")).fit(Soft(), make_loader())
+    with pytest.raises(ValueError, match="of probabilities, with rows that add up to 1"):
+        make_trainer(RePB(score="grad_norm")).fit(Both(), make_loader())
 
 
 BAD = [
