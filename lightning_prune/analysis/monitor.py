@@ -117,6 +117,7 @@ class PruningMonitor(TrainerCallback):
         self.targets = targets
         self.clean_targets = clean_targets
         self.flipped = flipped
+        self.takes_new_samples = targets is None and flipped is None  # these are looked up once
         self.gradient_every_n_epochs = gradient_every_n_epochs
         self.gradient_samples = gradient_samples
         self.history: list[dict[str, float]] = []

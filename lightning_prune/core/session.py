@@ -18,7 +18,7 @@ from lightning_prune.core.rng import make_generator, restore_rng_state
 from lightning_prune.core.sampler import PlanBatchSampler
 from lightning_prune.core.stats import finite_mean
 from lightning_prune.core.step import StepRecord, wrong_length
-from lightning_prune.core.table import SampleTable
+from lightning_prune.core.table import SampleTable, changed_length
 
 
 @final
@@ -47,7 +47,7 @@ class Session:
     Attributes:
         step: What the running step and the session exchange.
         running: The running epoch, or None.
-        full_batches: Batches that an epoch of all samples has, as far as they are trained; infinite for one without end.
+        full_batches: Batches that an epoch of all samples has, as far as they are trained; infinite if it has no end.
         num_batches: Batches that the running epoch is to have, likewise; one that ends before is counted by its share.
         in_step: Whether a step is running, be it one that the loader has no batch for.
         dataset: What identifies the dataset beside its length: its class and the user's name for it.
@@ -114,6 +114,24 @@ class Session:
         self.running = None
         if self.method is not None:
             self.method.setup_columns(self.table)
+
+    def grow(self, num_samples: int) -> None:
+        """Take in samples that were appended to the dataset, between epochs; the columns of the method grow along.
+
+        Raises:
+            StateMismatchError: If an epoch is running, or there are fewer samples than before.
+        """
+        before = self.table.num_samples
+        if self.running is not None:
+            raise StateMismatchError(changed_length(before, num_samples))
+        self.table.grow(num_samples)
+        if self.step.first_time("grow"):
+            warn_on_first_rank(
+                f"The training dataset has grown from {before} to {num_samples} samples in the run. Ids below {before} "
+                "are taken for the samples that they were, and the others are new ones. If it is another dataset, or "
+                "in another order, start a new run.",
+                self.rank,
+            )
 
     # Epochs
 

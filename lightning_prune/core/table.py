@@ -45,6 +45,7 @@ class SampleTable(ABC):
         self._losses: Tensor | None = None
         self._counts: Tensor | None = None
         self._columns: dict[str, Tensor] = {}
+        self._fills: dict[str, float] = {}  # what columns are of a sample of which nothing is known
         self._scores: Tensor | None = None
         self._selected: Tensor | None = None
         self.epoch = 0
@@ -170,7 +171,7 @@ class SampleTable(ABC):
 
         Args:
             name: Name of the column.
-            fill: Initial value.
+            fill: Initial value, also of samples that are appended to the dataset later.
             dtype: Type of an element.
             slots: Values per sample, stored slot by slot ``(slots, n)``; None: one, ``(n,)``.
 
@@ -179,6 +180,7 @@ class SampleTable(ABC):
         """
         shape = (self.num_samples,) if slots is None else (slots, self.num_samples)
         old = self._columns.get(name)
+        self._fills[name] = fill
         if old is None:
             self._columns[name] = torch.full(shape, fill, dtype=dtype, device=self.losses.device)
         elif tuple(old.shape) != shape or old.dtype != dtype:
@@ -221,7 +223,25 @@ class SampleTable(ABC):
         self._selected = self.plan = None
         self._losses = torch.full((num_samples,), math.nan, dtype=torch.float32, device=device)
         self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
-        self._columns, self.state = {}, {}
+        self._columns, self._fills, self.state = {}, {}, {}
+
+    def grow(self, num_samples: int) -> None:
+        """Take in samples that were appended to the dataset, of which nothing is known; between epochs.
+
+        Raises:
+            StateMismatchError: If there are fewer than before.
+        """
+        before, more = self.num_samples, num_samples - self.num_samples
+        if more < 0:
+            raise StateMismatchError(
+                f"Expected the training dataset of {before} samples that the per-sample state belongs to, or a longer "
+                f"one, but got {num_samples} in epoch {self.epoch}: samples may be appended in a run, but none may go, "
+                "since an id is a position. Keep them all in it and draw fewer by a sampler, or start a new run."
+            )
+        self._selected = _extended(self.selected, more, fill=False)
+        self._losses, self._counts = _extended(self.losses, more, fill=math.nan), _extended(self.counts, more, fill=0)
+        columns = self._columns.items()
+        self._columns = {name: _extended(values, more, fill=self._fills.get(name, 0)) for name, values in columns}
 
     def move_to(self, device: torch.device) -> None:
         """Move everything to a device."""
@@ -280,6 +300,11 @@ def changed_length(before: int, now: int) -> str:
         f"Expected the training dataset of {before} samples that the per-sample state belongs to, but got {now}. "
         "Resume with the same dataset, or start a new run."
     )
+
+
+def _extended(values: Tensor, more: int, *, fill: float) -> Tensor:
+    """Return values ``(..., n)`` with ``more`` of them, each ``fill``, at the end."""
+    return torch.cat([values, values.new_full((*values.shape[:-1], more), fill)], dim=-1)
 
 
 def _allocated(tensor: Tensor | None) -> Tensor:

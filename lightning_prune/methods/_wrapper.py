@@ -58,6 +58,7 @@ class ScoreWrapper(PruningCallback):
         self.base = base
         self.record_names = base.record_names
         self.weighs_losses = base.weighs_losses
+        self.takes_new_samples = base.takes_new_samples
 
     @abstractmethod
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:

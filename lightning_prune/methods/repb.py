@@ -237,6 +237,7 @@ class RePB(PruningCallback):
     """
 
     weighs_losses = True
+    takes_new_samples = False  # weights are by attendance in the run's epochs, which later ones have not had
     set_by_ratio = replace(FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95)
 
     def __init__(

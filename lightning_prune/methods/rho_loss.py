@@ -60,6 +60,7 @@ class RHOLoss(PruningCallback):
     ranks_by_scores = False
     picks_in_batch = True
     set_by_ratio = RatioSetting(most=0.9)
+    takes_new_samples = False
     needs_arguments = ("it needs the losses of another model", "irreducible_losses: FILE.npz")
 
     def __init__(

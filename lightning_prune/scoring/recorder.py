@@ -67,6 +67,8 @@ class ScoreRecorder(TrainerCallback):
         ScoreRecorder([TDDS(...), EL2N(...)], save_to='scores')
     """
 
+    takes_new_samples = False
+
     def __init__(
         self,
         tracker: Tracker | str | Sequence[Tracker | str] = "TDDS",

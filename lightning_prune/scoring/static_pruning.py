@@ -64,6 +64,7 @@ class StaticPruning(PruningCallback):
     needs_mixin = False
     ranks_by_scores = False
     set_by_ratio = RatioSetting()
+    takes_new_samples = False
     needs_arguments = ("it needs a file of scores", "scores: FILE.npz")
 
     def __init__(

@@ -15,6 +15,9 @@ AS_IS: dict[str, Any] = {"sync_dist": True, "rank_zero_only": True}
 class TrainerCallback(Callback, ABC):
     """Base class of this package's callbacks, which refuses to be used without a Trainer."""
 
+    takes_new_samples: bool = True
+    """Whether samples may be appended to the dataset in a run: not where what it knows of each was given beforehand."""
+
     def on_after_setup(self, fabric: Any, module: Any) -> None:
         """Refuse Fabric, which calls this hook in its ``setup``; else its loop would train on everything, silently.
 

@@ -428,6 +428,17 @@ def set_max_batches(trainer: Trainer, num_batches: int | float) -> None:
         trainer.val_check_batch = min(interval, num_batches)
 
 
+def reloads(trainer: Trainer) -> bool:
+    """Return whether the loop requests its loaders again in the course of a run."""
+    every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set by a connector
+    return every > 0
+
+
+def reload_if_due(trainer: Trainer) -> None:
+    """Have the loop request its loaders anew where ``reload_dataloaders_every_n_epochs`` says so."""
+    trainer.fit_loop.setup_data()
+
+
 def start_epoch_progress(trainer: Trainer) -> None:
     """Count an epoch as started that Lightning enters without its start hooks, after a checkpoint of a last batch.
 

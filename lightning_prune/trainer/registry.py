@@ -181,8 +181,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._loader = private.PlannedLoader(
             original, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
         )
-        if session.running is not None and self._loader.num_samples != self.num_samples:
-            raise MisconfigurationException(changed_length(self.num_samples, self._loader.num_samples))
+        if self._started and self._loader.num_samples != self.num_samples:
+            self._grow(trainer, self._loader.num_samples)
         self._loader.batch_sampler.begins_again = private.begins_again(combined)
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
@@ -192,6 +192,18 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             return planned
         combined.flattened = [planned if i == position else leaf for i, leaf in enumerate(combined.flattened)]
         return combined
+
+    def _grow(self, trainer: Trainer, num_samples: int) -> None:
+        """Go on with a dataset that was reloaded with another number of samples."""
+        knowing = [c for c in private.get_callbacks(trainer) if not getattr(c, "takes_new_samples", True)]
+        if knowing and num_samples > self.num_samples:
+            raise MisconfigurationException(
+                f"Expected the training dataset of {self.num_samples} samples that {type(knowing[0]).__name__} was set "
+                f"up for, but got {num_samples} in epoch {trainer.current_epoch}: it cannot take in more in a run. "
+                "Start a new run with all of them."
+            )
+        with _misconfigured():
+            self.session.grow(num_samples)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse schedules that cannot be scaled."""
@@ -221,9 +233,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._start_schedules()
         if self._pending is not None:
             state, self._pending = self._pending, None
-            with _misconfigured():
-                self.session.restore(state, loader.num_samples, pl_module.device)
-            self._resumed = True
+            self._restore(trainer, pl_module, state)
             self._continue(trainer, state)
         elif self._starts_anew:
             self.session.start(loader.num_samples, pl_module.device)
@@ -231,6 +241,17 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 self._join(trainer)
         elif self.num_samples != loader.num_samples:
             raise MisconfigurationException(changed_length(self.num_samples, loader.num_samples))
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        """Take over a state, which may be of fewer samples where a run that reloads has come to an epoch's end."""
+        num_samples = self.planned_loader.num_samples
+        grows = private.reloads(trainer) and not state["open"]
+        before = min(state["num_samples"], num_samples) if grows else num_samples
+        with _misconfigured():
+            self.session.restore(state, before, pl_module.device)
+        if before < num_samples:
+            self._grow(trainer, num_samples)
+        self._resumed = True
 
     def _start_schedules(self) -> None:
         schedules = self._schedules
@@ -247,6 +268,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Take part in a run that is resumed in the middle of an epoch that was none of ours."""
         if private.resumes_on_last_batch(trainer):  # Lightning enters the next epoch without its start hooks
             batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            private.reload_if_due(trainer)
             self._begin_epoch(trainer)
             self._follow_last_batch(trainer, batches_done)
             return
@@ -288,6 +310,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._schedules.end_epoch()
         self.session.end_epoch()
         self._restore_rng()
+        private.reload_if_due(trainer)
         self._begin_epoch(trainer)
         self._follow_last_batch(trainer, state["batches_done"])
 

@@ -88,7 +88,7 @@ class Schedules:
     def _full_step(self) -> int:
         trainer, session = self.trainer, self.session
         done = int(trainer.global_step) - self._begun_at
-        if session.running is not None:
+        if session.running is not None and not session.is_endless:
             batches = (session.num_batches, session.full_batches)
             kept, full = (math.ceil(b / trainer.accumulate_grad_batches) for b in batches)
             done = done * full // kept
