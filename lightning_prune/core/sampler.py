@@ -14,6 +14,9 @@ from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.draw import Draw
 from lightning_prune.core.plan import EpochPlan, Selection
 
+_POSITION = ("state_dict", "load_state_dict")
+"""What a user's sampler may have to go on where it was; the plan knows that of itself."""
+
 _BATCHES_PER_CHUNK = 64
 """Batches turned into Python ints at a time: a whole epoch as a list would cost 40 bytes a sample."""
 
@@ -64,7 +67,7 @@ class PlanSampler(DistributedSampler[int]):
         self.plan: EpochPlan | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "original" not in self.__dict__:
+        if name.startswith("__") or name in _POSITION or "original" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.original, name)
 
@@ -271,7 +274,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         self._handed: EpochPlan | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "original" not in self.__dict__:
+        if name.startswith("__") or name in _POSITION or "original" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.original, name)
 

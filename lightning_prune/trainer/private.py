@@ -312,6 +312,14 @@ def plan_batches(inner: Any, num_samples: int, *, seed: int, rank: int, world_si
     return PlanBatchSampler(sampler, size if isinstance(size, int) else None, drop_last, draw=draw, original=inner)
 
 
+_NO_POSITION: dict[str, Any] = {"next_iter_state": None, "_initial_iter_for_state_dict": False}
+"""Where torchdata's `StatefulDataLoader` keeps a position to go on from, and what says that there is none."""
+
+
+def _load_no_position(state_dict: dict[str, Any]) -> None:
+    """Stand in for the ``load_state_dict`` of a loader that would leave out again what the plan has left out."""
+
+
 @final
 class PlannedLoader:
     """A user's loader and a shallow copy of it that draws from a plan; the user's is not modified.
@@ -324,6 +332,10 @@ class PlannedLoader:
         rank: This process's rank.
         world_size: Number of ranks.
 
+    Attributes:
+        keeps_position: Whether the user's loader can go on in the middle of an epoch, by ``load_state_dict``.
+        states: Positions of all train loaders that a checkpoint holds; those of others than this one count.
+
     Raises:
         MisconfigurationException: If pruning cannot work with this loader; the message says what to write instead.
     """
@@ -331,6 +343,7 @@ class PlannedLoader:
     def __init__(self, original: DataLoader[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         check_loader(original)
         self.original = original
+        self.states: list[dict[str, Any]] = []
         self.num_samples = len(original.dataset)  # type: ignore[arg-type]
         self.batch_sampler = plan_batches(
             _batches_of(original), self.num_samples, seed=seed, rank=rank, world_size=world_size
@@ -342,14 +355,24 @@ class PlannedLoader:
             values |= {"sampler": self.batch_sampler}
         else:
             values |= {"sampler": self.batch_sampler.sampler, "batch_sampler": self.batch_sampler}
+        self.keeps_position = callable(getattr(original, "load_state_dict", None))
+        if self.keeps_position:  # the plan alone says where to go on
+            values |= {"load_state_dict": _load_no_position}
+            values |= {name: value for name, value in _NO_POSITION.items() if hasattr(original, name)}
         for name, value in values.items():
             object.__setattr__(self.planned, name, value)  # DataLoader forbids to set samplers
-        if type(original).__iter__ is not DataLoader.__iter__:
+        iterates = type(original).__iter__
+        if iterates is not DataLoader.__iter__ and not iterates.__module__.startswith("torchdata."):
             rank_zero_warn(
                 f"`{type(original).__name__}` overrides `__iter__`. If it drops or reorders batches, losses are "
                 "credited to the wrong samples: then return the dataset indices with each batch and pass them, "
                 "`self.weighted_loss(losses, indices=indices)`."
             )
+
+    def skip(self, batches: int) -> None:
+        """Have the next iterator go on after ``batches`` batches of an epoch that is not planned."""
+        length = len(self.batch_sampler)
+        self.batch_sampler.skip = batches % length if self.batch_sampler.begins_again else min(batches, length)
 
     def is_used_by(self, trainer: Trainer) -> bool:
         """Return whether the fit loop really draws from this loader."""
@@ -459,16 +482,24 @@ def finish_batch_progress(trainer: Trainer, batches_done: int) -> None:
             loop._batches_that_stepped += 1  # which loggers show as the step
 
 
-def iterate(trainer: Trainer, *, keep_rng: bool) -> None:
+def loader_states(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the positions of train loaders from a checkpoint, which the fit loop is about to load and to forget."""
+    return list(getattr(trainer.fit_loop, "_combined_loader_states_to_load", []))
+
+
+def iterate(trainer: Trainer, *, keep_rng: bool, states: list[dict[str, Any]] | None = None) -> None:
     """Make a fresh iterator over the loaders, for a plan that the live one was not made with.
 
     Args:
         trainer: The trainer.
         keep_rng: Give back the number that torch draws from the global generator for the workers' seed, where an
             unpruned run would not have drawn it.
+        states: Positions that the loaders are to go on from; the live iterator has used them up.
     """
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None  # noqa: S101  (narrowing: the loop has set up its data)
+    if states:
+        fetcher.combined_loader._load_state_dicts(states)
     with torch.random.fork_rng(devices=[], enabled=keep_rng):
         iter(fetcher)
 

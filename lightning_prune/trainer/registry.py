@@ -184,6 +184,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._started and self._loader.num_samples != self.num_samples:
             self._grow(trainer, self._loader.num_samples)
         self._loader.batch_sampler.begins_again = private.begins_again(combined)
+        self._loader.states = private.loader_states(trainer)
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
         session.dataset = [type(original.dataset).__name__, self.dataset_id]
@@ -274,6 +275,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             return
         self._begun, self._first_epoch = trainer.current_epoch, False
         self.epoch = trainer.current_epoch + 1
+        loader = self.planned_loader
+        if loader.keeps_position:
+            loader.skip(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            private.iterate(trainer, keep_rng=True, states=loader.states)
         rank_zero_warn(
             f"The checkpoint was written in the middle of epoch {trainer.current_epoch} of a run without "
             "`ScoreRegistry` or a pruning callback. The rest of that epoch trains as without them; they take part from "
@@ -301,7 +306,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
             running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_to_skip
             private.finish_batch_progress(trainer, running.batches_done)
-            private.iterate(trainer, keep_rng=True)
+            private.iterate(trainer, keep_rng=True, states=self.planned_loader.states)
             self._restore_rng()
             return
         # Written on the last batch: Lightning calls neither this epoch's end nor the next one's start.
