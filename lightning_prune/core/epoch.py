@@ -283,16 +283,13 @@ class RunningEpoch:
 
     @cached_property
     def step_lengths(self) -> Tensor | None:
-        """Positions ``(s,)`` of the plan that the ranks together train in each step; None: as many in each."""
-        if self.cuts.is_even:
-            return None
-        world_size, lengths = self.plan.world_size, self.plan.lengths
-        if lengths is not None:
-            return lengths.cumsum(0)[[*range(world_size - 1, len(lengths) - 1, world_size), -1]].diff(
-                prepend=torch.zeros(1, dtype=torch.int64)
-            )
-        ends = torch.tensor([self.cuts.start(batch + 1) for batch in range(self._num_batches)]) * world_size
-        return ends.clamp_(max=len(self.plan.order)).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        """Positions ``(s,)`` of the plan that the ranks together train in each step; None: ``step_size`` in each."""
+        return None if self.plan.lengths is None else self._by_step(self.plan.lengths)
+
+    def _by_step(self, lengths: Tensor) -> Tensor:
+        """Return the sums ``(s,)`` over the batches that the ranks train in one step."""
+        last_of_steps = [*range(self.plan.world_size - 1, len(lengths) - 1, self.plan.world_size), -1]
+        return lengths.cumsum(0)[last_of_steps].diff(prepend=torch.zeros(1, dtype=torch.int64))
 
     def positions_in(self, batches: int) -> int:
         """Return how many positions of the plan the first ``batches`` batches of each rank train, over all ranks.
@@ -305,8 +302,9 @@ class RunningEpoch:
         return cycles * self._positions_before(self._num_batches) + self._positions_before(batches)
 
     def _positions_before(self, batch: int) -> int:
-        if self.step_lengths is not None:
-            return int(self.step_lengths[:batch].sum())
+        if self.plan.lengths is not None:
+            lengths = self.plan.lengths if self.plan.counted is None else self.plan.counted
+            return int(self._by_step(lengths)[:batch].sum())
         return min(len(self.plan.order), self.cuts.start(batch) * self.plan.world_size)
 
     def full_positions(self, batches: int) -> int:
@@ -334,7 +332,7 @@ class RunningEpoch:
         """Share of a full epoch's positions that is in the plan, and was not left out of its batch."""
         full = self.plan.full_length or self.batch_sampler.sampler.total
         trained = self.positions_trained / self.positions_done if self.num_dropped else 1.0
-        return len(self.plan.order) / full * trained
+        return self.plan.num_counted / full * trained
 
     def collect(self) -> EpochRecord:
         """Gather the ranks' logs into one record: the epoch's only collective."""

@@ -139,18 +139,10 @@ class Cuts(ABC):
     def longest(self) -> int:
         """Length of the longest batch."""
 
-    @property
-    @abstractmethod
-    def is_even(self) -> bool:
-        """Whether all batches are of one length, but for a shorter last one."""
-
 
 @final
 class EvenCuts(Cuts):
-    """Batches of one size.
-
-    A remainder of one sample would be a batch that BatchNorm cannot train on. It takes one from the batch before (a
-    batch of two takes it in), unless a full epoch ends in a batch of one, too.
+    """Batches of one size, the last one possibly shorter.
 
     Args:
         num: Samples of the shard.
@@ -166,36 +158,19 @@ class EvenCuts(Cuts):
         self.size = size
         self.num = whole + bool(rest and not drops)
         self.end = min(self.num * size, num)
-        self.last = max(0, self.num - 1) * size
-        self.moved = rest == 1 and not drops and size > 1 and whole > 0 and full % size != 1
-        if self.moved and size > 2:
-            self.last -= 1
-        elif self.moved:
-            self.num, self.last = self.num - 1, self.last - size
+        self.ends_in_one = rest == 1 < size and not drops
 
     def __len__(self) -> int:
         return self.num
 
     def start(self, batch: int) -> int:
         """Return the position of a batch's first sample."""
-        if batch < self.num - 1:
-            return batch * self.size
-        return self.last if batch == self.num - 1 else self.end
+        return min(batch * self.size, self.end)
 
     @property
     def longest(self) -> int:
         """Length of the longest batch."""
-        return max(min(self.size, self.end), self.end - self.last)
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all batches are of one length, but for a shorter last one."""
-        return not self.moved
-
-    @property
-    def num_whole(self) -> int:
-        """Number of batches at the start that have the full size."""
-        return max(0, self.num - 1 - self.moved)
+        return min(self.size, self.end)
 
 
 @final
@@ -221,11 +196,6 @@ class ListedCuts(Cuts):
     def longest(self) -> int:
         """Length of the longest batch."""
         return int(self.lengths.max())
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all batches are of one length, but for a shorter last one."""
-        return False
 
 
 @final
@@ -286,7 +256,9 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         """
         sampler, draw = self.sampler, self.draw
         if draw is None:
-            return sampler.make_plan(selection, epoch)
+            plan = sampler.make_plan(selection, epoch)
+            alone = self._evenly(plan.shard_size).ends_in_one
+            return replace(plan, twins=alone and not self._evenly(sampler.full_length).ends_in_one)
         full_batches, inner = self.full_batches, getattr(draw.source, "sampler", None)
         if isinstance(inner, PlanSampler):  # what is drawn from it needs no leaving out
             inner.seed, inner.was_read = sampler.seed, False
@@ -361,12 +333,12 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         if self._handed is not plan:
             self._handed, self.handed_out = plan, 0
         if isinstance(cuts, EvenCuts):
-            size = cuts.size
-            for batch in range(first, cuts.num_whole, _BATCHES_PER_CHUNK):
-                stop = min(batch + _BATCHES_PER_CHUNK, cuts.num_whole)
+            size, whole = cuts.size, cuts.end // cuts.size
+            for batch in range(first, whole, _BATCHES_PER_CHUNK):
+                stop = min(batch + _BATCHES_PER_CHUNK, whole)
                 self.handed_out = max(self.handed_out, stop)
                 yield from ids[batch * size : stop * size].view(-1, size).tolist()
-            first = max(first, cuts.num_whole)
+            first = max(first, whole)
         for batch in range(first, len(cuts)):
             self.handed_out = max(self.handed_out, batch + 1)
             yield ids[cuts.start(batch) : cuts.start(batch + 1)].tolist()
