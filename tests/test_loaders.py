@@ -88,7 +88,8 @@ def test_every_method(case, name):
     registry = registry_of(trainer)
     trained, full = sum(count(ids) for _, ids in model.seen), unpruned(LOADERS[name], 6)
     assert trained < full
-    assert registry.saved_fraction == pytest.approx(1 - trained / full)
+    # a last batch of two draws of one sample is taken for twins here: at most one in an epoch
+    assert registry.saved_fraction == pytest.approx(1 - trained / full, abs=6 / full)
     last = [i for epoch, ids in model.seen if epoch == 5 for i in ids]
     assert bool(registry.selected[last].all())
     if not method_refreshes(case):  # else the losses of skipped samples are those of a forward pass in eval mode
