@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.plan import EpochPlan, Selection
-from lightning_prune.core.sampler import PlanBatchSampler
+from lightning_prune.core.sampler import EvenCuts, PlanBatchSampler
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
 
@@ -284,12 +284,15 @@ class RunningEpoch:
     @cached_property
     def step_lengths(self) -> Tensor | None:
         """Positions ``(s,)`` of the plan that the ranks together train in each step; None: ``step_size`` in each."""
-        return None if self.plan.lengths is None else self._by_step(self.plan.lengths)
-
-    def _by_step(self, lengths: Tensor) -> Tensor:
-        """Return the sums ``(s,)`` over the batches that the ranks train in one step."""
-        last_of_steps = [*range(self.plan.world_size - 1, len(lengths) - 1, self.plan.world_size), -1]
-        return lengths.cumsum(0)[last_of_steps].diff(prepend=torch.zeros(1, dtype=torch.int64))
+        world_size, lengths = self.plan.world_size, self.plan.lengths
+        if lengths is not None:
+            ends = lengths.cumsum(0)[[*range(world_size - 1, len(lengths) - 1, world_size), -1]]
+        elif isinstance(self.cuts, EvenCuts) and self.cuts.moves:
+            ends = torch.tensor([self.cuts.start(batch + 1) for batch in range(self._num_batches)]) * world_size
+            ends.clamp_(max=len(self.plan.order))
+        else:
+            return None
+        return ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
 
     def positions_in(self, batches: int) -> int:
         """Return how many positions of the plan the first ``batches`` batches of each rank train, over all ranks.
@@ -302,9 +305,8 @@ class RunningEpoch:
         return cycles * self._positions_before(self._num_batches) + self._positions_before(batches)
 
     def _positions_before(self, batch: int) -> int:
-        if self.plan.lengths is not None:
-            lengths = self.plan.lengths if self.plan.counted is None else self.plan.counted
-            return int(self._by_step(lengths)[:batch].sum())
+        if self.step_lengths is not None:
+            return int(self.step_lengths[:batch].sum())
         return min(len(self.plan.order), self.cuts.start(batch) * self.plan.world_size)
 
     def full_positions(self, batches: int) -> int:
@@ -332,7 +334,7 @@ class RunningEpoch:
         """Share of a full epoch's positions that is in the plan, and was not left out of its batch."""
         full = self.plan.full_length or self.batch_sampler.sampler.total
         trained = self.positions_trained / self.positions_done if self.num_dropped else 1.0
-        return self.plan.num_counted / full * trained
+        return len(self.plan.order) / full * trained
 
     def collect(self) -> EpochRecord:
         """Gather the ranks' logs into one record: the epoch's only collective."""

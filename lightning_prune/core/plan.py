@@ -172,9 +172,6 @@ class EpochPlan:
         full_batches: Batches that it would have, with ``lengths``.
         selection: What was selected, where that is not what the order holds: a user's sampler may leave out samples and
             repeat others.
-        counted: Lengths ``(b,)`` without the second of two twins, where batches of one sample were made two.
-        twins: The last sample of each shard is trained twice in one batch, which would else be of it alone: BatchNorm
-            cannot train on that. The mean loss of the batch is that of the one sample; the copy is not recorded.
     """
 
     epoch: int
@@ -185,8 +182,6 @@ class EpochPlan:
     full_length: int | None = None
     full_batches: int = 0
     selection: Selection | None = None
-    counted: Tensor | None = None
-    twins: bool = False
 
     @classmethod
     def make(
@@ -229,27 +224,21 @@ class EpochPlan:
             world_size: Number of ranks.
             drop_last: Length below which a last batch is left out, unless it is the only one.
         """
-        full_batches, counted = 0 if lengths is None else len(lengths), None
+        full_batches = 0 if lengths is None else len(lengths)
         kept = selection.mask(num_samples).cpu().index_select(0, drawn)
         order = drawn if bool(kept.all()) else drawn[kept]
         if lengths is not None and len(order) < len(drawn):
             drawn_lengths, lengths = lengths, _left_of(lengths, kept)
             if len(lengths) > 1 and int(lengths[-1]) < drop_last:
                 order, lengths = order[: -int(lengths[-1])], lengths[:-1]
-            if bool((lengths == 1).any()) and not bool((drawn_lengths == 1).any()):
-                counted = lengths
-                order, lengths = _with_twins(order, lengths)
+            if len(lengths) > 1 and int(lengths[-1]) == 1 < int(drawn_lengths.min()) and int(lengths[-2]) > 2:
+                lengths[-2:] += torch.tensor([-1, 1])  # BatchNorm cannot train on one sample
         weights = None
         if selection.weights is not None:
             by_id = torch.ones(num_samples, dtype=torch.float32)
             weights = by_id.index_copy_(0, selection.indices.cpu(), selection.weights.cpu()).index_select(0, order)
         order = order.to(torch.int32 if num_samples <= 2**31 else torch.int64)
-        return cls(epoch, order, weights, world_size, lengths, len(drawn), full_batches, selection, counted)
-
-    @property
-    def num_counted(self) -> int:
-        """Positions of the order, without the second of two twins."""
-        return len(self.order) if self.counted is None else int(self.counted.sum())
+        return cls(epoch, order, weights, world_size, lengths, len(drawn), full_batches, selection)
 
     @property
     def may_repeat(self) -> bool:
@@ -260,7 +249,7 @@ class EpochPlan:
     def shard_size(self) -> int:
         """Samples of the rank that has most, padding included."""
         if self.lengths is None:
-            return math.ceil(len(self.order) / self.world_size) + self.twins
+            return math.ceil(len(self.order) / self.world_size)
         return max(int(self.lengths_of(rank).sum()) for rank in range(self.world_size))
 
     def _batches_of(self, rank: int) -> tuple[Tensor, int]:
@@ -285,18 +274,16 @@ class EpochPlan:
 
     def shard(self, values: Tensor, rank: int) -> Tensor:
         """Return the part of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits, padding included."""
-        if self.lengths is not None and self.world_size > 1:
+        if self.world_size == 1:
+            return values
+        if self.lengths is not None:
             return values.index_select(0, self._positions(rank)[0].to(values.device))
-        if self.world_size > 1:
-            padded = (self.shard_size - self.twins) * self.world_size
-            repeats = math.ceil(padded / len(values))
-            values = values.repeat(repeats)[:padded][rank :: self.world_size].contiguous()
-        return torch.cat([values, values[-1:]]) if self.twins else values
+        padded = self.shard_size * self.world_size
+        repeats = math.ceil(padded / len(values))
+        return values.repeat(repeats)[:padded][rank :: self.world_size].contiguous()
 
     def unshard(self, shards: Tensor) -> Tensor:
         """Undo :meth:`shard`: ``(world_size, ..., shard_size)`` to ``(..., k)``, without the padding."""
-        if self.twins:
-            shards = shards[..., :-1]
         if self.lengths is None or self.world_size == 1:
             return shards.movedim(0, -1).flatten(-2)[..., : len(self.order)]
         values = shards.new_empty(*shards.shape[1:-1], len(self.order))
@@ -304,12 +291,6 @@ class EpochPlan:
             positions, real = self._positions(rank)
             values[..., positions[:real].to(values.device)] = shard[..., :real]
         return values
-
-
-def _with_twins(order: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order and the lengths of batches of which none is of one sample: that is in its batch twice."""
-    alone = lengths == 1
-    return order.repeat_interleave(1 + alone.long().repeat_interleave(lengths)), lengths + alone
 
 
 def _left_of(lengths: Tensor, kept: Tensor) -> Tensor:

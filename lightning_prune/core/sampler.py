@@ -144,6 +144,9 @@ class Cuts(ABC):
 class EvenCuts(Cuts):
     """Batches of one size, the last one possibly shorter.
 
+    A remainder of one sample would be a batch that BatchNorm cannot train on: it takes one from the batch before,
+    unless that would leave one there, or a full epoch ends in a batch of one, too.
+
     Args:
         num: Samples of the shard.
         size: Samples in a batch.
@@ -158,19 +161,24 @@ class EvenCuts(Cuts):
         self.size = size
         self.num = whole + bool(rest and not drops)
         self.end = min(self.num * size, num)
-        self.ends_in_one = rest == 1 < size and not drops
+        self.moves = rest == 1 and not drops and size > 2 and whole > 0 and full % size != 1
 
     def __len__(self) -> int:
         return self.num
 
     def start(self, batch: int) -> int:
         """Return the position of a batch's first sample."""
-        return min(batch * self.size, self.end)
+        return min(batch * self.size, self.end) - (self.moves and batch == self.num - 1)
 
     @property
     def longest(self) -> int:
         """Length of the longest batch."""
         return min(self.size, self.end)
+
+    @property
+    def num_whole(self) -> int:
+        """Number of batches at the start that have the full size."""
+        return self.end // self.size - self.moves
 
 
 @final
@@ -256,9 +264,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         """
         sampler, draw = self.sampler, self.draw
         if draw is None:
-            plan = sampler.make_plan(selection, epoch)
-            alone = self._evenly(plan.shard_size).ends_in_one
-            return replace(plan, twins=alone and not self._evenly(sampler.full_length).ends_in_one)
+            return sampler.make_plan(selection, epoch)
         full_batches, inner = self.full_batches, getattr(draw.source, "sampler", None)
         if isinstance(inner, PlanSampler):  # what is drawn from it needs no leaving out
             inner.seed, inner.was_read = sampler.seed, False
@@ -333,7 +339,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         if self._handed is not plan:
             self._handed, self.handed_out = plan, 0
         if isinstance(cuts, EvenCuts):
-            size, whole = cuts.size, cuts.end // cuts.size
+            size, whole = cuts.size, cuts.num_whole
             for batch in range(first, whole, _BATCHES_PER_CHUNK):
                 stop = min(batch + _BATCHES_PER_CHUNK, whole)
                 self.handed_out = max(self.handed_out, stop)

@@ -33,6 +33,7 @@ from torch.utils.data import (
 )
 
 from lightning_prune.core.draw import Draw
+from lightning_prune.core.rng import isolated_rng
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 
 _USUAL_BATCH_SIZE = 64
@@ -244,20 +245,37 @@ def check_loader(loader: DataLoader[Any]) -> None:
 
 
 def check_sharding(trainer: Trainer, loader: DataLoader[Any]) -> None:
-    """Refuse, in a run of several processes, a loader that each process may have given data of its own.
+    """Refuse, in a run of several processes, a loader in which each process reads data of its own; collective.
+
+    Where Lightning was told not to shard, and the loader does not either, ranks compare their first and last sample.
 
     Raises:
-        MisconfigurationException: If Lightning was told not to shard, and the loader does not either.
+        MisconfigurationException: If they are not the same.
     """
     shards = trainer._accelerator_connector.use_distributed_sampler
     sampler = getattr(_batches_of(loader), "sampler", None)
     if trainer.world_size == 1 or shards or isinstance(sampler, DistributedSampler):
         return
-    raise MisconfigurationException(
-        f"Expected a loader of the whole dataset, the same on each of the {trainer.world_size} processes, but "
-        "`use_distributed_sampler=False` says that each reads what it is given: ids of one would be taken for those of "
-        "another. Give each process the whole dataset and leave `use_distributed_sampler=True`: pruning shards it."
-    )
+    data: Any = loader.dataset
+    with isolated_rng(0):  # random transforms draw the same on each rank
+        own = _as_text([len(data), data[0], data[len(data) - 1]])
+    everyone = [""] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, own)
+    if len(set(everyone)) > 1:
+        raise MisconfigurationException(
+            f"Expected a loader of the whole dataset, the same on each of the {trainer.world_size} processes, but with "
+            "`use_distributed_sampler=False` each reads data of its own: ids of one would be taken for those of "
+            "another. Give each process the whole dataset: pruning shards it."
+        )
+
+
+def _as_text(value: Any) -> str:
+    """Return what a sample holds, so that equal ones of two processes have equal texts."""
+    if isinstance(value, torch.Tensor):
+        return str(value.tolist())
+    if isinstance(value, dict):
+        return str({key: _as_text(part) for key, part in value.items()})
+    return str([_as_text(part) for part in value]) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def _batches_of(loader: DataLoader[Any]) -> Any:

@@ -289,7 +289,7 @@ def test_windows_are_the_steps_whatever_is_recorded(masked, drop_last):
             losses = dict(zip(record.indices.tolist(), record.losses.tolist(), strict=True))
             low = set()
             for window in windows:
-                ids = {i for step in window for i in step if i in losses}  # of twins in a last batch, one counts
+                ids = [i for step in window for i in step if i in losses]
                 mean = math.fsum(losses[i] for i in ids) / len(ids)
                 low |= {i for i in ids if losses[i] < mean}
             if registry.unanswered is not None:  # masked in a step, and never known
