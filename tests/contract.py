@@ -49,7 +49,7 @@ NOTHING_PRUNED: dict[str, dict[str, Any]] = {
 NOTHING_PRUNED["BatchLossScore"] = NOTHING_PRUNED["AlignPrune"]
 NOTHING_PRUNED["AlignPrune, missing held"] = NOTHING_PRUNED["AlignPrune"]
 BY_BATCH = {"BatchLossScore", "RePB, norms"}
-"""Epoch-level methods whose scores depend on which samples share a batch; or, by windows of one, a step, which the ranks
+"""Epoch-level methods whose scores depend on which samples share a batch; or, by windows of one, a step, which ranks
 cut otherwise in an epoch that would end in a batch of one."""
 FROM_FILES = {"RHOLoss", "StaticPruning"}
 """Methods that read values of the forty samples."""
