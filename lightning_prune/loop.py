@@ -112,7 +112,6 @@ class Pruner:
         self._device = None if device is None else torch.device(device)
         self._loader: private.PlannedLoader | None = None
         self._moves_to: torch.device | None = None
-        self._full_length = 0
         self._pending: dict[str, Any] | None = None
         self._steps_before = 0  # optimizer steps of the finished epochs
         self._batch_idx = -1  # of the running step, or of the last one
@@ -172,7 +171,6 @@ class Pruner:
         self._loader, self._moves_to = planned, moves_to
         self._session.draw_from(self._loader.batch_sampler)
         self._session.dataset = [type(original.dataset).__name__, self.dataset_id]
-        self._full_length = self._loader.batch_sampler.full_length
         return PrunedLoader(self, self._loader.planned)
 
     def epochs(self) -> Iterator[int]:
@@ -218,7 +216,7 @@ class Pruner:
 
     def _begin_epoch(self) -> None:
         self._table.global_step = self.global_step
-        self._session.full_batches = self._full_length
+        self._session.full_batches = self._session.batches.full_length  # a restored epoch may have had another
         self._session.begin_epoch()
         self._follow_running()
 
