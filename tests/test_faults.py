@@ -186,7 +186,7 @@ def test_empty_batches():
     assert model.layer.weight.isfinite().all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_interleaving_of_records_equals_a_dictionary(data):
     """Whole batches, reordered ids, partial ids and unknown ids, in any mixture, against a plain dictionary."""

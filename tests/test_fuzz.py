@@ -39,8 +39,6 @@ nested = st.fixed_dictionaries(
 )
 fuzz = settings(
     max_examples=25,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

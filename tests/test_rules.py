@@ -14,7 +14,7 @@ from lightning_prune import Selection, functional
 from lightning_prune.core.plan import EpochPlan, num_keep
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=50)
 ratios = st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.75, 0.99])
 shares = st.sampled_from([0.01, 0.25, 0.5, 0.9, 1.0])
 # few values, so that there are ties; all that a loss can be

@@ -21,7 +21,7 @@ def on_both(function, *arguments):
     return function(*arguments), by_torch
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(MASKS, IDS, FLOATS)
 def test_masks_and_ids(mask, ids, values):
     for function, argument in (
@@ -38,7 +38,7 @@ def test_masks_and_ids(mask, ids, values):
     assert on_both(arrays.is_ascending, ids) == (rises, rises)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(FLOATS, st.data())
 def test_less(values, data):
     bound = data.draw(st.sampled_from([*values, torch.tensor(0.0)]))
@@ -47,7 +47,7 @@ def test_less(values, data):
     assert by_numpy.tolist() == [value < bound.item() for value in values.tolist()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(NUMBERS, st.data())
 def test_order(values, data):
     k = data.draw(st.integers(1, len(values)))

@@ -15,7 +15,7 @@ from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 5), st.integers(0, 3), st.booleans())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes, st.data())
 def test_shards_partition_the_selection_up_to_padding(size, data):
     n, world, epoch, shuffle = size
@@ -36,7 +36,7 @@ def test_shards_partition_the_selection_up_to_padding(size, data):
         assert plan.order.tolist() == sorted(ids)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 3), st.booleans(), st.integers(0, 3))
 def test_batches_are_the_shard_cut_up(n, batch_size, world, drop_last, skip):
     sampler = PlanSampler(n, shuffle=True, seed=1, rank=world - 1, world_size=world)
@@ -79,7 +79,7 @@ def test_a_sampler_without_a_plan_is_full_length():
     assert (len(sampler), sorted(sampler)) == (10, list(range(10)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 50), st.integers(1, 200))
 def test_scheduler_calls_add_up(kept, full):
     calls = [scheduler_calls(step, kept, full) for step in range(1, kept + 1)]

@@ -133,7 +133,7 @@ def test_pairflip_matrix(golden):
 
 
 @given(st.sampled_from(sorted(KINDS)), st.integers(0, 12), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_size_and_rate(kind, n, rate):
     noisy, flipped = inject(clean(KINDS[kind], n), kind, rate)
     assert len(noisy) == len(flipped) == n

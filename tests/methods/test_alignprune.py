@@ -54,7 +54,7 @@ def test_golden_scores(name):
 values = st.floats(-4, 4).map(lambda x: round(x, 2))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.integers(1, 8), st.integers(1, 5), st.sampled_from(CORRELATIONS), st.integers(2, 5))
 def test_scores_against_the_loop(data, epochs, n, correlation, min_observed):
     """With masked, missing and infinite losses, ties, constants and an unknown reference."""

@@ -28,7 +28,7 @@ def test_golden_order():
     assert picks.tolist() == golden["order_official_argmax"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
 def test_order_against_explicit_gradients(seed, size, classes, dims):
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_once_the_gradients_are_spanned_the_rest_is_uniform():
     assert (free - 1 / 8).abs().max() <= 5 * math.sqrt(1 / 8 * 7 / 8 / draws)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.booleans(), st.sampled_from([0.0, math.nan, math.inf, 1e-30]))
 def test_never_twice(seed, size, sample, special):
     rng = np.random.default_rng(seed)

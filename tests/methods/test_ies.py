@@ -36,7 +36,7 @@ def mastered(history, threshold, m):
     return bool(np.abs(x[2:] - 2 * x[1:-1] + x[:-2]).mean() < threshold)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 9), st.integers(1, 4), st.sampled_from([0.0, 0.1, 1.0]))
 def test_against_the_loop(data, length, m, threshold):
     values = st.sampled_from([0.0, 0.5, 1.0, 1.25, math.nan, math.inf])

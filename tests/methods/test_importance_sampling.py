@@ -26,7 +26,7 @@ def generator(seed=0):
 positive = st.floats(2**-20, 2**20, width=32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(positive | st.just(0.0), min_size=1, max_size=20),
     st.sampled_from([torch.float32, torch.float64]),
@@ -85,7 +85,7 @@ def test_edge_cases(importance, k, expected):
     assert torch.equal(values.nan_to_num(), torch.tensor(importance).nan_to_num())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 5))
 def test_sample_against_the_loop(chances, seed):
     inclusion = torch.tensor(chances, dtype=torch.float64)

@@ -117,7 +117,7 @@ def test_nothing_to_compare_keeps_everything(scores):
 floats = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(floats, min_size=1, max_size=40), st.floats(0, 0.99), st.integers(0, 99))
 def test_invariants(scores, ratio, seed):
     tensor = torch.tensor(scores, dtype=torch.float32)

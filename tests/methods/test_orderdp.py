@@ -93,7 +93,7 @@ def test_frequencies_follow_the_law(ties):
 floats = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(floats, min_size=1, max_size=30), st.data())
 def test_invariants(values, data):
     scores = torch.tensor(values, dtype=torch.float32)

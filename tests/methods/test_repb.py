@@ -47,7 +47,7 @@ def test_golden_weights(case):
 floats = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(floats, st.integers(0, 3)), min_size=1, max_size=20), st.sampled_from([0.0, 0.3, 0.9]))
 def test_retain_against_the_loop(pairs, ratio):
     scores, windows = (list(column) for column in zip(*pairs, strict=True))
@@ -173,7 +173,7 @@ def test_max_weight():
 levels = st.floats(-1, 100, width=32) | st.sampled_from([math.nan, math.inf, 0.0, 1.0])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(levels, st.integers(0, 3)), min_size=1, max_size=30), st.sampled_from([0.0, 0.4, 0.95]))
 def test_importance_chances_against_the_loop(pairs, ratio):
     scores, windows = (list(column) for column in zip(*pairs, strict=True))
@@ -182,7 +182,7 @@ def test_importance_chances_against_the_loop(pairs, ratio):
     assert float((chances - expected).abs().max()) <= 1e-12
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(st.floats(-1, 100, width=32) | st.just(math.nan), st.integers(0, 2)), min_size=1, max_size=20),
     st.sampled_from([0.0, 0.4, 0.95]),

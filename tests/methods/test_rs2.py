@@ -76,7 +76,7 @@ def test_blocks_are_uniform_alone_and_in_pairs():
         assert float((observed - p).abs().max()) <= 5 * math.sqrt(p * (1 - p) / draws)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.data())
 def test_far_rounds_need_no_earlier_ones(n, data):
     k = data.draw(st.integers(1, n))

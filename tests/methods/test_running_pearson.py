@@ -47,7 +47,7 @@ def test_long_runs_of_falling_losses():
     assert (sums[6] > fresh[6]).all()  # all that has entered
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 12), st.integers(2, 6))
 def test_any_losses(data, epochs, window):
     value = st.floats(0.0625, 10, width=32) | st.sampled_from([NAN, float("inf"), 0.0])

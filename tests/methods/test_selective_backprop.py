@@ -49,7 +49,7 @@ def test_golden_schedule(case):
     assert fires == case["fires_at_batch_idx"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.floats(0.01, 1.0))
 def test_probabilities_rise_with_the_loss(size, keep):
     probs = selective_backprop_probs(size, keep)

@@ -48,7 +48,7 @@ def test_golden_epochs(scale):
         assert seta(torch.tensor(golden["scores"]), int(epoch), 0.0, 5, scale).indices.tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=9), st.integers(1, 5), st.randoms())
 def test_grouping_is_optimal_and_ignores_the_order(values, k, random):
     ids = kmeans_1d(torch.tensor(values), k)
@@ -106,7 +106,7 @@ def test_random_share_is_uniform_and_the_rest_deterministic():
     assert torch.equal(seta(scores, 1, 0.0, 5, 0.6).indices, seta(scores, 1, 0.0, 5, 0.6).indices)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=30),
     st.integers(0, 6),

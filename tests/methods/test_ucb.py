@@ -34,7 +34,7 @@ def test_golden_recursion(golden, start):
         assert [mean, var, mean + case["c"] * var] == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-100, 100) | st.sampled_from([NAN, math.inf, -math.inf]), min_size=1, max_size=12),
     st.sampled_from([0.1, 0.3, 0.9, 1.0]),

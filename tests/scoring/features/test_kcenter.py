@@ -27,7 +27,7 @@ def test_reference(golden):
 
 
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_choices_differ_and_prefixes_agree(n, dim, seed):
     points = torch.randint(0, 3, (n, dim), generator=torch.Generator().manual_seed(seed)).float()  # many duplicates
     order = kcenter(points, n, first=n // 2)

@@ -52,7 +52,7 @@ def test_budgets(sizes, data):
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=30), st.floats(0, 0.6), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_exactly_k_whatever_the_scores(values, hard_cutoff, data):
     """Negative, equal and few distinct scores: the published bins lose samples of these."""
     remaining = len(values) - int(len(values) * hard_cutoff + 1e-6)

@@ -62,7 +62,7 @@ def test_streaming_equals_the_formula_after_every_epoch():
 
 
 @given(st.integers(3, 6), st.integers(0, 5), st.floats(0.1, 1.0), st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_streaming_equals_the_formula(window, more, decay, seed):
     logits = random_logits(window + more, 5, 3, seed)
     tracker = stream(TDDS(5, 3, window, decay, precision="float32"), logits)
