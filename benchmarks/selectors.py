@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.measure import one_thread
-from lightning_prune.scoring import herding, kcenter, prune4rel
+from lightning_prune.scoring import contextual_diversity, herding, kcenter, prune4rel
 
 NUM_SAMPLES, NUM_FEATURES, NUM_CLASSES, K = 50_000, 128, 10, 5_000
 MAX_SECONDS, MAX_GIBIBYTES = 120, 2
@@ -23,6 +23,7 @@ RULES = {
     "K-Center": lambda x, probs, k: kcenter(x, k, first=0),
     "Herding": lambda x, probs, k: herding(x, k),
     "Prune4ReL": lambda x, probs, k: prune4rel(probs, x, k),
+    "Contextual Diversity": lambda x, probs, k: contextual_diversity(probs, k, first=0),
 }
 
 

@@ -1,11 +1,7 @@
-"""Runs every case of `test_ddp.py` in two gloo processes started by Lightning; each rank saves what it saw.
-
-Called as ``python -m tests.ddp_cases RESULT_FOLDER``.
-"""
+"""The cases of `test_ddp.py`, as each of two gloo processes runs them; each rank saves what it saw."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +127,7 @@ def run_resume(folder: Path) -> None:
         fit(f"resumed_{point}", folder / "uninterrupted" / path)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def run_rank(rank: int, folder: Path) -> None:
     for name in CASES:
         run_case(name, folder)
     run_resume(folder)
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

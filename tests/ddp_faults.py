@@ -1,12 +1,9 @@
-"""Faults of one rank, for `test_faults.py`: ``python -m tests.ddp_faults raise|diverge|shared``."""
+"""Faults of one rank, for `test_faults.py`; as a command, an error on rank 1 that rank 0 waits for."""
 
 from __future__ import annotations
 
-import datetime
-import sys
-
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune import ScoreRegistry, Selection
 from tests.helpers import Keep, Model, make_loader, make_trainer
@@ -38,15 +35,10 @@ def run_shared() -> None:
     make_trainer(Keep(0.5), devices=2, strategy=strategy).fit(Configured(), make_loader())
 
 
-def main() -> None:
-    if sys.argv[1] == "shared":
-        run_shared()
-        return
-    model, callback = (Raises(), Keep(0.5)) if sys.argv[1] == "raise" else (Model(), Diverges(0.5))
-    strategy = DDPStrategy(timeout=datetime.timedelta(seconds=60))
-    trainer = make_trainer(ScoreRegistry(debug_sync=True), callback, devices=2, strategy=strategy)
-    trainer.fit(model, make_loader())
+def run_diverging() -> None:
+    """Rank 1 makes another selection than rank 0."""
+    make_trainer(ScoreRegistry(debug_sync=True), Diverges(0.5), devices=2, strategy="ddp").fit(Model(), make_loader())
 
 
 if __name__ == "__main__":
-    main()
+    make_trainer(Keep(0.5), devices=2, strategy="ddp").fit(Raises(), make_loader())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,20 +12,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_prune import InfoBatch, RandomPruning
 from lightning_prune.core.rng import make_generator
 from lightning_prune.methods.infobatch import infobatch
-from tests.ddp_cases import CASES
+from lightning_prune.testing.processes import run_ranks
+from tests.ddp_cases import CASES, run_rank
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
-pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ddp
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.ddp_cases", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=380, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(run_rank, folder, folder=folder)
     found = {path.name[: -len(".pt")]: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
     return {"folder": folder, **found}
 

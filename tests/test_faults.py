@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_prune import InfoBatch, RandomPruning, ScoreRegistry
@@ -25,12 +24,9 @@ from lightning_prune.scoring import ScoreRecorder
 from lightning_prune.testing import processes
 from lightning_prune.testing.method import WaitInLastEpoch
 from lightning_prune.testing.task import Outcome, assert_resumed, equal
-from tests import contract
+from tests import contract, ddp_faults
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
-
-ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-
+from tests.processes import python
 
 TRACKERS = ["AUM", "EL2N", "Forgetting", "TDDS", "DUAL"]
 KILLS = math.ceil(int(os.environ.get("SOAK_KILLS", "1")) / len(contract.CASES))
@@ -70,19 +66,27 @@ def test_a_killed_recorder_ends_as_if_uninterrupted(tmp_path):
 
 
 @pytest.mark.ddp
+def test_a_broken_rank_ends_the_run_on_all():
+    """As Lightning starts them."""
+    _, errors = python("-m", "tests.ddp_faults", fails=True)
+    assert "the first error, on rank 1" in errors
+
+
+def refused(rank, run, message):
+    with pytest.raises((RuntimeError, MisconfigurationException), match=re.escape(message)):
+        run()
+
+
+@pytest.mark.ddp
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("run", "message"),
     [
-        ("raise", "the first error, on rank 1"),
-        ("diverge", "in epoch 2 rank(s) [1] differ from rank 0"),
-        ("shared", "`ModelParallelStrategy` has them share 1 part(s) of the data"),
+        (ddp_faults.run_diverging, "in epoch 2 rank(s) [1] differ from rank 0"),
+        (ddp_faults.run_shared, "`ModelParallelStrategy` has them share 1 part(s) of the data"),
     ],
 )
-def test_a_broken_rank_ends_the_run_on_all(fault, message):
-    command = [sys.executable, "-m", "tests.ddp_faults", fault]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode != 0
-    assert message in done.stderr
+def test_every_rank_refuses(run, message, tmp_path):
+    processes.run_ranks(refused, run, message, folder=tmp_path)
 
 
 class Interrupted(Model):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 
 import lightning_prune
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"core"},
     {"trainer"},
@@ -188,15 +184,6 @@ def test_every_class_is_abstract_or_final(key):
         assert not any(map(is_final, parents)), base
 
 
-def python(code, *arguments):
-    """Run code in a fresh process, and return what it printed."""
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 WITHOUT = """
 import sys
 
@@ -215,56 +202,88 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """Hides the modules named by the arguments, as if they were not installed."""
 
 
+CORE = """
+import importlib, pkgutil
+import lightning_prune, lightning_prune.core
+for info in pkgutil.iter_modules(lightning_prune.core.__path__, "lightning_prune.core."):
+    importlib.import_module(info.name)
+from tests.core.runs import Hardest, Run
+run = Run(Hardest())
+print([run.epoch()["prune/kept_fraction"] < 1 for _ in range(2)], lightning_prune.Selection.__name__)
+try:
+    lightning_prune.InfoBatch
+except ImportError as error:
+    print(error)
+"""
+
+
 def test_core_needs_no_lightning():
     """All of it imports, a session trains with a method, and other names say what is missing."""
-    code = """
-    import importlib, pkgutil
-    import lightning_prune, lightning_prune.core
-    for info in pkgutil.iter_modules(lightning_prune.core.__path__, "lightning_prune.core."):
-        importlib.import_module(info.name)
-    from tests.core.runs import Hardest, Run
-    run = Run(Hardest())
-    print([run.epoch()["prune/kept_fraction"] < 1 for _ in range(2)], lightning_prune.Selection.__name__)
-    try:
-        lightning_prune.InfoBatch
-    except ImportError as error:
-        print(error)
-    """
-    answer = python(WITHOUT + textwrap.dedent(code), *LIGHTNING)
+    answer, _ = python("-c", WITHOUT + CORE, *LIGHTNING)
     assert answer.splitlines() == ["[False, True] Selection", "No module named 'lightning'"]
 
 
-def test_the_package_needs_no_extra():
-    """Nor the command line's parser. Lightning, which takes what it finds of them, is imported before they are gone."""
-    extras = ("jsonargparse", "matplotlib", "sklearn", "timm", "pyarrow", "pytest")
-    code = """
-    for name in list(sys.modules):
-        if name.split(".")[0] in sys.argv[1:]:
-            del sys.modules[name]
-    import lightning_prune
-    print(lightning_prune.InfoBatch(), [name for name in sys.argv[1:] if name in sys.modules])
-    """
-    answer = python("import lightning.pytorch\n" + WITHOUT + textwrap.dedent(code), *extras)
-    assert answer.startswith("InfoBatch(")
-    assert answer.endswith("[]")
-
-
-def test_parts_resolve_on_first_use():
-    """Each in a process that has imported nothing of the package before: a fork of one that knows Lightning."""
-    code = """
-    import os, sys
-    import lightning.pytorch
-    for name in ("analysis", "data", "functional", "scoring"):
+FORKS = """
+import os, sys, traceback
+import lightning.pytorch
+for code in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         sys.stdout.flush()
-        if (child := os.fork()) == 0:
-            import lightning_prune as lp
-            assert f"lightning_prune.{name}" not in sys.modules or name == "analysis"  # for the monitor
-            print(getattr(lp, name).__name__, len(getattr(lp, name).__all__) > 1, flush=True)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-    """
-    expected = [f"lightning_prune.{name} True" for name in ("analysis", "data", "functional", "scoring")]
-    assert python(code).splitlines() == expected
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+"""Runs each argument in a process that has imported Lightning, and nothing of this package."""
+EXTRAS = ("jsonargparse", "matplotlib", "sklearn", "timm", "pyarrow", "scipy", "pandas", "altair", "jinja2", "pytest")
+IMPORTS_NO_EXTRA = """
+import sys
+before = set(sys.modules)
+import lightning_prune
+assert not {name.split(".")[0] for name in set(sys.modules) - before} & set(EXTRAS)
+"""
+NEEDS_NO_EXTRA = """
+import sys
+for name in list(sys.modules):  # Lightning takes what it finds of them
+    if name.split(".")[0] in EXTRAS:
+        del sys.modules[name]
+sys.argv[1:] = EXTRAS
+exec(WITHOUT)
+import lightning_prune
+assert repr(lightning_prune.InfoBatch()).startswith("InfoBatch(")
+assert not set(EXTRAS) & set(sys.modules)
+try:
+    lightning_prune.testing
+except ModuleNotFoundError as error:
+    assert "pip install 'lightning-prune[testing]'" in str(error)
+else:
+    raise AssertionError
+"""
+PART = """
+import sys
+import lightning_prune as lp
+assert f"lightning_prune.{NAME}" not in sys.modules or NAME == "analysis"  # for the monitor
+assert getattr(lp, NAME).__name__ == f"lightning_prune.{NAME}"
+assert len(getattr(lp, NAME).__all__) > 1
+"""
+SHORT_NAMES = """
+import lightning_prune
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel
+callbacks = [{"class_path": "InfoBatch", "init_args": {"prune_ratio": 0.25}}]
+cli = LightningCLI(BoringModel, args={"trainer": {"callbacks": callbacks, "logger": False}}, run=False)
+assert any(repr(callback).startswith("InfoBatch(prune_ratio=0.25") for callback in cli.trainer.callbacks)
+"""
+
+
+def test_what_the_import_needs_and_gives():
+    """No extra, nor the command line's parser; parts on first use; short names for any LightningCLI."""
+    constants = f"EXTRAS = {EXTRAS}\nWITHOUT = {WITHOUT!r}\n"
+    parts = [f"NAME = {name!r}\n{PART}" for name in ("analysis", "data", "functional", "scoring")]
+    python("-c", FORKS, constants + IMPORTS_NO_EXTRA, constants + NEEDS_NO_EXTRA, *parts, SHORT_NAMES)
 
 
 def test_exported_names():
@@ -273,15 +292,3 @@ def test_exported_names():
         lightning_prune.Infobatch  # noqa: B018
     by_kind = sorted(lightning_prune.__all__, key=lambda name: (not name.isupper(), name))  # constants, then classes
     assert lightning_prune.__all__ == by_kind
-
-
-def test_any_command_line_knows_the_short_names():
-    code = """
-    import lightning_prune
-    from lightning.pytorch.cli import LightningCLI
-    from lightning.pytorch.demos.boring_classes import BoringModel
-    callbacks = [{"class_path": "InfoBatch", "init_args": {"prune_ratio": 0.25}}]
-    cli = LightningCLI(BoringModel, args={"trainer": {"callbacks": callbacks, "logger": False}}, run=False)
-    print([callback for callback in cli.trainer.callbacks if isinstance(callback, lightning_prune.PruningCallback)])
-    """
-    assert python(code).splitlines()[-1].startswith("[InfoBatch(prune_ratio=0.25")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_prune import InfoBatch, Pruner, RandomPruning, RePB, ScoreRegistry, SelectiveBackprop
 from lightning_prune.core.checks import LoaderError
+from lightning_prune.testing.processes import run_ranks
 from tests import contract
 from tests.helpers import Keep, Model, make_dataset, make_loader, make_trainer, registry_of
 from tests.loaders import LENGTHS, LOADERS, WEIGHTS, Buckets, Tokens, WeightedShards, batches, loader
@@ -268,7 +266,7 @@ def test_loops_draw_what_the_trainer_draws(name):
     assert pruner.saved_fraction == registry_of(trainer).saved_fraction
 
 
-def run_rank(folder):
+def run_rank(rank, folder):
     """Be one of two ranks."""
     for name in ("weighted", "own order", "reads its sampler", "tokens", "by batch", "listed"):
         for method in ("Keep", "InfoBatch"):
@@ -298,14 +296,9 @@ def run_rank(folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.timeout(900)
 def test_two_processes(tmp_path):
     """They share the draw, take as many steps, and together train what is selected."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "tests.test_loaders", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=880, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(run_rank, tmp_path, folder=tmp_path)
     files = sorted(tmp_path.glob("*-0.pt"))
     assert len(files) == 12
     assert len(list(tmp_path.glob("shards-?"))) == len(list(tmp_path.glob("presharded-?"))) == 2
@@ -322,8 +315,3 @@ def test_two_processes(tmp_path):
             final = {i for epoch, ids in rank["seen"] if epoch == EPOCHS - 1 for i in ids}
             for i in final - {j for j in last if last.count(j) > 1}:
                 assert float(losses[i]) == pytest.approx(rank["losses"][i], rel=1e-5)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_rank(Path(sys.argv[1]))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.methods.ies import IES
 from tests import contract, loop_run
 from tests.helpers import Keep, Model, PlainModel, make_loader, make_trainer, registry_of
+from tests.processes import TORCHRUN, python
 
 pytestmark = pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
 EPOCHS = 5
@@ -554,14 +552,9 @@ def test_a_hook_may_return_losses():
 
 
 @pytest.mark.ddp
-@pytest.mark.timeout(900)
 def test_two_processes(tmp_path):
     """A plain loop with `DistributedDataParallel`, Fabric and the Trainer, under torchrun: the same, rank by rank."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "tests.loop_run", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=880, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    python(*TORCHRUN, "tests.loop_run", tmp_path)
     for name in loop_run.METHODS:
         found = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob(f"{name}-*.pt")}
         assert len(found) == 6

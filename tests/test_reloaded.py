@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +14,9 @@ from lightning_prune import AlignPrune, InfoBatch, RePB, ScoreRegistry
 from lightning_prune.analysis import PruningMonitor
 from lightning_prune.core.plan import Selection
 from lightning_prune.scoring import ScoreRecorder, StaticPruning
+from lightning_prune.testing.processes import run_ranks
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
 
-ROOT = Path(__file__).parent.parent
 GROWS = "The training dataset has grown"
 pytestmark = pytest.mark.filterwarnings(f"ignore:{GROWS}", "ignore:.*callbacks used to create the checkpoint")
 
@@ -179,7 +175,7 @@ def test_the_same_length_is_nothing_new():
     assert model.epoch_batches(3) == [6, 3, 6]
 
 
-def run_rank(folder):
+def run_rank(rank, folder):
     """Be one of two ranks."""
     trainer, model = fit(Stages(24, 37, 37), InfoBatch(), strategy="ddp", devices=2)
     registry = ScoreRegistry.of(trainer)
@@ -187,13 +183,8 @@ def run_rank(folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.timeout(300)
 def test_two_processes(tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "tests.test_reloaded", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(run_rank, tmp_path, folder=tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for column, values in first["table"].items():
         assert len(values) == 37
@@ -201,8 +192,3 @@ def test_two_processes(tmp_path):
     in_second = {i for found in (first, second) for epoch, ids in found["seen"] if epoch == 1 for i in ids}
     assert set(range(24, 37)) <= in_second
     assert not first["table"]["losses"].isnan().any()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_rank(Path(sys.argv[1]))

@@ -1,9 +1,9 @@
-"""Runs a monitored fit in two gloo processes; each rank saves what its monitor saw. ``ddp_case FOLDER``."""
+"""Runs a monitored fit in two gloo processes; each rank saves what its monitor saw."""
 
 from __future__ import annotations
 
-import sys
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -11,7 +11,7 @@ from lightning_prune import OrderDP, PruningMonitor
 from tests.helpers import Model, make_loader, make_trainer
 
 
-def main() -> None:
+def run_rank(rank: int, folder: Path) -> None:
     monitor = PruningMonitor(targets=1, gradient_every_n_epochs=1, gradient_samples=21)
     trainer = make_trainer(OrderDP(seed=2), monitor, devices=2, strategy="ddp")
     model = Model()
@@ -25,9 +25,4 @@ def main() -> None:
         "warnings": [str(one.message) for one in warned if "sync_dist" in str(one.message)],
         "logged": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
-    torch.save(seen, f"{sys.argv[1]}/{trainer.global_rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    torch.save(seen, folder / f"{rank}.pt")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from lightning_prune import OrderDP, PruningMonitor
+from lightning_prune.testing.processes import run_ranks
+from tests.analysis.ddp_case import run_rank
 from tests.helpers import Model, make_loader, make_trainer
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.ddp
 def test_ranks_log_the_same(tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.analysis.ddp_case", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(run_rank, tmp_path, folder=tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["history"] == second["history"]
     assert first["logged"] == second["logged"]  # on every rank, without a reduction

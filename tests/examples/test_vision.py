@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +15,7 @@ from lightning_prune import AlignPrune
 from lightning_prune.scoring import load_scores
 from tests.examples import files
 from tests.examples.conftest import QUICK, ROOT, registry_of
+from tests.processes import python
 
 SMALL = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
 """A thin ResNet, where what is tested is not the model."""
@@ -227,21 +225,16 @@ def test_bf16(fit, tmp_path, monkeypatch):
 
 
 @pytest.mark.ddp
-@pytest.mark.timeout(400)
 def test_ddp_by_flag(tmp_path):
     files.write_imagenet(tmp_path / "data")
     config = ROOT / "examples" / "vision" / "configs" / "imagenet_resnet18_orderdp.yaml"
     options = {**QUICK, "trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 3, "data.image_size": 64}
     options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true", "model.model_args": SMALL}
-    command = [sys.executable, "-m", "lightning_prune.cli", "fit", f"--config={config}"]
-    done = subprocess.run(
-        command + [f"--{name}={value}" for name, value in options.items()],
-        cwd=ROOT, capture_output=True, text=True, timeout=380, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "max_epochs=3` reached" in done.stderr
-    assert "prune/kept" in done.stdout
-    assert "0.700" in done.stdout
+    given = [f"--{name}={value}" for name, value in options.items()]
+    out, errors = python("-m", "lightning_prune.cli", "fit", f"--config={config}", *given)
+    assert "max_epochs=3` reached" in errors
+    assert "prune/kept" in out
+    assert "0.700" in out
 
 
 def test_schedules_end_with_the_run():

@@ -1,8 +1,7 @@
-"""Records scores, and prunes by them, in two processes; called as ``python -m tests.scoring.ddp_case FOLDER``."""
+"""Records scores, and prunes by them, in two processes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,3 @@ def run_all(devices: int, folder: Path) -> None:
     trainer = make_trainer(StaticPruning(path, 0.5, "ccs", seed=1), max_epochs=2, **strategy)
     trainer.fit(model, make_loader(NUM_SAMPLES))
     torch.save(model.seen, folder / f"seen.{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    run_all(2, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()

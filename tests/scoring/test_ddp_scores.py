@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from lightning_prune.testing.processes import run_ranks
 from tests.scoring.ddp_case import run_all
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.ddp
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folders = {devices: tmp_path_factory.mktemp(f"devices{devices}") for devices in (1, 2)}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.scoring.ddp_case", str(folders[2])]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(lambda rank: run_all(2, folders[2]), folder=tmp_path_factory.mktemp("ranks"))
     run_all(1, folders[1])
     return {
         devices: {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}

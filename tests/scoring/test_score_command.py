@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,19 +56,16 @@ def fails(capsys, *args):
     return message
 
 
-def test_as_a_command(config, tmp_path):
+def test_a_score_of_a_run(config, capsys):
     """The pruning callback is left out: every sample was seen in every epoch."""
     content = yaml.safe_load(Path(config).read_text())
     content["trainer"]["callbacks"] = [{"class_path": "RandomPruning", "init_args": {"prune_ratio": 0.5}}]
     Path(config).write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "lightning_prune.cli", "score", "--config", config, "--method", "TDDS",
-               "--save_to", "tdds.npz", "--method_args.window=3"]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr
+    score(config, "--method=TDDS", "--save_to=tdds.npz", "--method_args.window=3")
     file = load_scores("tdds.npz", 40)
     assert file.meta["parameters"]["window"] == 3
-    summary = done.stdout[done.stdout.index("TDDS: scores of 40 samples, of which the high end is kept") :]
+    out = capsys.readouterr().out
+    summary = out[out.index("TDDS: scores of 40 samples, of which the high end is kept") :]
     assert "####" in summary
     assert "kept of 30% pruned  kept of 50% pruned  kept of 70% pruned" in summary
     highest = [int(i) for i in file.scores.argsort(descending=True, stable=True)[:10]]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,18 +271,3 @@ def test_another_length_of_the_data_set(tmp_path):
     for name in ("it_prunes", "nothing_to_prune_is_the_run_without_it", "resume", "kill", "two_processes"):
         (tmp_path / name).mkdir()
         check(contract, name, tmp_path / name)
-
-
-def test_only_the_testing_module_needs_pytest():
-    code = """
-import sys
-sys.modules["pytest"] = None  # as if it were not installed
-import lightning_prune
-assert "lightning_prune.testing" not in sys.modules
-try:
-    lightning_prune.testing
-except ModuleNotFoundError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert "pip install 'lightning-prune[testing]'" in done.stdout, done.stderr
