@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lightning_prune.core.plan import Selection
+_PROGRAM = (sys.argv or [""])[0]
+_IS_COMMAND = Path(_PROGRAM).stem == "lightning-prune" or (_PROGRAM == "-m" and "lightning_prune" in sys.orig_argv)
+"""Whether `__main__` answers first, which imports Lightning, and this module again, once it is needed."""
+_WANTED = not _IS_COMMAND or "lightning.pytorch" in sys.modules
+
+if _WANTED or TYPE_CHECKING:
+    from lightning_prune.core.plan import Selection
 
 try:
-    import lightning.pytorch  # noqa: F401  (only to know)
+    if _WANTED:
+        importlib.import_module("lightning.pytorch")
 except ImportError:  # `core` needs torch and NumPy alone; for any other name, `__getattr__` says what is missing
-    pass
-else:
+    _WANTED = False
+
+if _WANTED or TYPE_CHECKING:
     from lightning_prune.analysis.monitor import PruningMonitor
     from lightning_prune.loop import Pruner
     from lightning_prune.methods.alignprune import AlignPrune

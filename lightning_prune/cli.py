@@ -10,13 +10,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn, final
+from typing import Any, ClassVar, NoReturn, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_prune
+from lightning_prune.mistakes import hints
 from lightning_prune.scoring.trainer import ScoringTrainer
 
 _PACKAGE = Path(__file__).parent
@@ -79,8 +80,12 @@ def _is_method(name: str) -> bool:
 class _Parser(LightningArgumentParser):
     """A parser that answers a mistake with the mistake, not with a page of usage."""
 
+    given: ClassVar[Sequence[str]] = ()
+    """The arguments of the command line; of the class, as a parser makes others for what is nested."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"error: {readable(message)}\nFor all arguments: {self.prog} --help\n")
+        told = "\n".join([readable(message), *hints(message, self.given)])
+        sys.stderr.write(f"error: {told}\nFor all arguments: {self.prog} --help\n")
         raise SystemExit(2)
 
 
@@ -105,6 +110,8 @@ class PruneCLI(LightningCLI):
 
     def __init__(self, *args: Any, check_only: bool = False, **kwargs: Any) -> None:
         self.check_only = check_only
+        given = kwargs.get("args")
+        _Parser.given = sys.argv[1:] if given is None else given if isinstance(given, list) else []
         kwargs.setdefault("trainer_class", ScoringTrainer)
         super().__init__(*args, **kwargs)
 
@@ -129,7 +136,8 @@ class PruneCLI(LightningCLI):
             self.parser.error(str(error))
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Use a parser with short messages; the rest is LightningCLI's."""
+        """Use a parser with short messages that takes no abbreviations; the rest is LightningCLI's."""
+        kwargs.setdefault("allow_abbrev", False)  # `--seed 3` would start a training
         kwargs.setdefault("dump_header", [f"lightning_prune=={lightning_prune.__version__}"])
         kwargs.setdefault("epilog", f"Other commands: lightning-prune {', '.join(_OTHER_COMMANDS)}; each has --help.")
         parser = _Parser(**kwargs)

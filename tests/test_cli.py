@@ -34,7 +34,7 @@ def fails(capsys, *args):
 
 
 def test_fit_as_a_command(tmp_path):
-    out, errors = python("-m", "lightning_prune.cli", "fit", "--config", CONFIG, "--trainer.max_epochs=2")
+    out, errors = python("-m", "lightning_prune", "fit", "--config", CONFIG, "--trainer.max_epochs=2")
     assert "prune/kept" in out
     assert "max_epochs=2` reached" in errors
 
@@ -98,3 +98,19 @@ def test_config_is_saved_beside_the_logs_only(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "mine"
     saved = yaml.safe_load(next(tmp_path.glob("logs/**/config.yaml")).read_text())
     assert saved["trainer"]["callbacks"][0]["class_path"] == "lightning_prune.InfoBatch"
+
+
+def test_an_option_is_not_abbreviated(capsys):
+    """`--seed 3` would start a training."""
+    message = fails(capsys, "--config", CONFIG, "--seed=3")
+    assert "unrecognized arguments: --seed=3" in message
+    assert "Did you mean `seed_everything`?" in message
+
+
+def test_the_short_form_is_shown_how_to_be_written(tmp_path, capsys):
+    content = yaml.safe_load(Path(CONFIG).read_text())
+    content["trainer"]["callbacks"] = [{"InfoBatch": {"prune_ratio": 0.5}}]
+    Path("run.yaml").write_text(yaml.safe_dump(content))
+    message = fails(capsys, "--config", "run.yaml")
+    assert "- class_path: InfoBatch\n        init_args:\n          prune_ratio: ..." in message
+    assert "See run.yaml, line" in message

@@ -17,7 +17,9 @@ FLOORS = [
     {"methods", "scoring"},
     {"analysis", "data", "functional"},
     {""},  # the package's own `__init__`
+    {"mistakes"},
     {"cli"},
+    {"__main__"},
     {"compare", "testing"},
 ]
 """What is on which floor, from below. A module imports its own part of the package, and lower floors."""

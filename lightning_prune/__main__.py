@@ -1,0 +1,121 @@
+"""The command ``lightning-prune``, also ``python -m lightning_prune``: what needs no Lightning is answered at once."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+COMMANDS = {
+    "fit": "train as a configuration says: --config FILE, and any argument of it",
+    "compare": "train with several methods and shares saved, and say which were worth it",
+    "score": "score the training set once, for a static coreset",
+    "methods": "list the pruning methods; `methods NAME`: its arguments",
+    "validate": "run one evaluation epoch over the validation set",
+    "test": "run one evaluation epoch over the test set",
+    "predict": "run inference",
+}
+"""What each command does. All but ``methods`` take ``--help``."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Answer what needs no Lightning, which takes seconds to import; hand everything else to `lightning_prune.cli`.
+
+    Args:
+        args: The arguments. None: those of the command line.
+    """
+    given = sys.argv[1:] if args is None else list(args)
+    first = given[0] if given else "--help"
+    if first == "--version":
+        print(f"lightning-prune {importlib.import_module('lightning_prune').__version__}")  # noqa: T201
+    elif first in ("-h", "--help", "help"):
+        print(usage())  # noqa: T201
+    elif first == "methods":
+        print(describe_methods(given[1:]))  # noqa: T201
+    elif first not in COMMANDS:
+        _refuse(f"Expected a command, but got {first!r}.{did_you_mean(first, COMMANDS)}")
+    else:
+        importlib.import_module("lightning.pytorch")  # now it is wanted
+        importlib.reload(importlib.import_module("lightning_prune"))
+        importlib.import_module("lightning_prune.cli").main(args)
+
+
+def usage() -> str:
+    """Return the page of help: the commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lightning-prune COMMAND [ARGUMENTS]",
+            "",
+            "Data pruning for PyTorch Lightning. Commands:",
+            *lines,
+            "",
+            "  lightning-prune fit --config run.yaml --print_config   every argument, its default, its help",
+            "  lightning-prune COMMAND --help                         the arguments of a command",
+            "  lightning-prune --version",
+        ]
+    )
+
+
+def did_you_mean(word: str, known: Sequence[str] | dict[str, str]) -> str:
+    """Return a question that names the nearest known word, or the known ones.
+
+    Example:
+        >>> did_you_mean("compair", ["compare", "fit"])
+        ' Did you mean `compare`?'
+        >>> did_you_mean("x", ["compare", "fit"])
+        ' Known: compare, fit.'
+    """
+    near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=1)
+    if not near:
+        return f" Known: {', '.join(known)}."
+    return f" Did you mean `{next(name for name in known if name.lower() == near[0])}`?"
+
+
+def read_methods() -> Iterator[tuple[str, str, ast.ClassDef]]:
+    """Yield the pruning methods, read from their files without an import: name, first line of the file, class."""
+    for path in sorted((Path(__file__).parent / "methods").glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(mark) == "final" for mark in node.decorator_list):
+                yield node.name, (ast.get_docstring(tree) or "").splitlines()[0], node
+
+
+def describe_methods(names: Sequence[str]) -> str:
+    """Return the methods, one line each; with a name, what that method does and takes."""
+    methods = {name: (line, node) for name, line, node in read_methods()}
+    if not names:
+        width = max(map(len, methods))
+        return "\n".join(f"{name:{width}}  {line}" for name, (line, _) in methods.items())
+    if unknown := next((name for name in names if name not in methods), None):
+        _refuse(f"Expected the name of a pruning method, but got {unknown!r}.{did_you_mean(unknown, list(methods))}")
+    return "\n\n".join(describe(methods[name][1]) for name in names)
+
+
+def describe(method: ast.ClassDef) -> str:
+    """Return a method's constructor as it is called, and its docstring."""
+    init = next(node for node in method.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    init.args.args = init.args.args[1:]
+    arguments = [*init.args.args, *init.args.kwonlyargs]
+    defaults: list[ast.expr | None] = [None] * (len(init.args.args) - len(init.args.defaults))
+    defaults += [*init.args.defaults, *init.args.kw_defaults]
+    lines = [
+        f"    {argument.arg}: {ast.unparse(argument.annotation) if argument.annotation else 'Any'}"
+        + (f" = {ast.unparse(default)}," if default else ",")
+        for argument, default in zip(arguments, defaults, strict=True)
+    ]
+    return "\n".join([f"{method.name}(", *lines, ")", "", ast.get_docstring(method) or ""])
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\nAll commands: lightning-prune --help\n")
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

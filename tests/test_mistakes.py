@@ -1,0 +1,63 @@
+"""What is said beside a mistake on the command line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from lightning_prune.mistakes import hints
+
+FILE = """\
+trainer:
+  max_epoch: 3
+  callbacks:
+    - InfoBatch:
+        prune_ratio: 1.5
+    - class_path: OrderDB
+model: nowhere.Model
+"""
+
+
+@pytest.fixture
+def args(tmp_path):
+    (tmp_path / "run.yaml").write_text(FILE)
+    return ["--config", str(tmp_path / "run.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("message", "line", "hint"),
+    [
+        ("Subcommand 'fit' does not accept option 'trainer.max_epoch'", 2, "Did you mean `trainer.max_epochs`?"),
+        ("Option 'InfoBatch.prune_ratio' is not accepted", 5, "Write it as:"),
+        ('Parser key "trainer.callbacks":\n Expected a dot import path string: OrderDB', 6, "Did you mean `OrderDP`?"),
+        ("Problem with given class_path 'nowhere.Model':\n No module named 'nowhere'", 7, "Modules are looked for in "),
+        ("Expected `prune_ratio` to be a number in [0, 1), but got 1.5.", 5, "See "),
+    ],
+)
+def test_in_a_file(message, line, hint, args):
+    told = hints(message, args)
+    assert hint in told[0]
+    assert told[-1] == f"  See {args[1]}, line {line}."
+    assert hints(message, ["--config=" + args[1]]) == told
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("seed=3", "seed_everything"),
+        ("trainer.callbacks.prune_rat=0.5", "trainer.callbacks.prune_ratio"),
+        ("cofnig=x", "config"),
+    ],
+)
+def test_an_option(option, near):
+    assert hints(f"unrecognized arguments: --{option}", []) == [f"  Did you mean `{near}`?"]
+
+
+def test_where_modules_are_looked_for():
+    assert sys.path[0] in hints("No module named 'nowhere'", [])[0]
+
+
+def test_nothing_to_say(args):
+    assert hints("Expected the impossible", [*args, "--config", "missing.yaml"]) == []
