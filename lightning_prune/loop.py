@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_prune.core.checks import check_int, warn_on_first_rank
+from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.losses import Losses, Normalize, per_sample_losses, total_losses
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection, scheduler_calls
@@ -242,6 +243,7 @@ class Pruner:
                 "Expected to iterate over the attached loader once in each epoch, within `for epoch in "
                 "pruner.epochs()`, but no epoch is running. To visit all samples, iterate over your own loader."
             )
+        assert isinstance(running, RunningEpoch)  # noqa: S101  (narrowing: `attach` takes no stream)
         running.batch_sampler.skip = running.batches_to_skip
         is_left = running.batches_done < len(running.batch_sampler)
         iterator: Iterator[Any] = iter(loader.planned) if is_left else iter(())

@@ -9,19 +9,19 @@ import torch
 
 from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import StateMismatchError
-from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import collect_rng_state
+from lightning_prune.core.stream import Running
 from lightning_prune.core.table import SampleTable, table_columns
 
 STATE_VERSION = 2
 """Version of the saved state. 1 had neither the dataset's name, nor what an open epoch is checked by."""
 
 
-def local_part(running: RunningEpoch | None, *, save_rng: bool) -> dict[str, Any]:
+def local_part(running: Running | None, *, save_rng: bool) -> dict[str, Any]:
     """Return what only this rank knows: the states of its global generators, and its part of the open epoch's log."""
     rng = collect_rng_state() if save_rng else None
-    return {"rng": rng, "log": None if running is None else running.log_state()}
+    return {"rng": rng, "log": None} | ({} if running is None else running.local_state())
 
 
 def gather(local: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def gather(local: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
     return everyone
 
 
-def pack(table: SampleTable, running: RunningEpoch | None, ranks: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
+def pack(table: SampleTable, running: Running | None, ranks: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
     """Return the state of a run.
 
     Args:
@@ -97,7 +97,7 @@ def without_method(state: dict[str, Any], method: str | None) -> dict[str, Any]:
     return {**state, "columns": table_columns(state.get("columns", {})), "state": {}}
 
 
-def check_same_epoch(state: dict[str, Any], running: RunningEpoch) -> None:
+def check_same_epoch(state: dict[str, Any], running: Running) -> None:
     """Raise StateMismatchError unless ``running``, derived anew, is the epoch that was open when this was saved."""
     epoch, world_size = state["epoch"], running.plan.world_size
     if (before := state.get("world_size", world_size)) != world_size:
@@ -121,7 +121,7 @@ def check_same_epoch(state: dict[str, Any], running: RunningEpoch) -> None:
         )
 
 
-def unpack_open(state: dict[str, Any], table: SampleTable, running: RunningEpoch, rank: int) -> None:
+def unpack_open(state: dict[str, Any], table: SampleTable, running: Running, rank: int) -> None:
     """Fill the log of an open epoch, and of one with :func:`selects_all` the table's losses.
 
     Raises:
@@ -132,7 +132,7 @@ def unpack_open(state: dict[str, Any], table: SampleTable, running: RunningEpoch
         known, losses = (values.to(table.losses.device) for values in running.recorded(state["ranks"]))
         rest = ids_of(~Selection(known).mask(table.num_samples))
         table.losses.index_copy_(0, known, losses).index_copy_(0, rest, state["losses"].to(losses.device))
-    running.continue_from(state["batches_done"], state.get("num_dropped", 0), part_of(state, rank)["log"])
+    running.continue_from(state["batches_done"], state.get("num_dropped", 0), part_of(state, rank))
 
 
 def part_of(state: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class RunningEpoch:
         step_length: Number of samples that the running step trains.
     """
 
+    by_ids = leaves_out = False
+
     def __init__(
         self,
         plan: EpochPlan,
@@ -180,8 +182,9 @@ class RunningEpoch:
         weights[self.shard] = self.weights
         return weights
 
-    def weights_of(self, indices: Tensor) -> Tensor | None:
+    def weights_of(self, indices: Tensor | None) -> Tensor | None:
         """Return the loss weights ``(B,)`` of samples by id, or None in an epoch without weights."""
+        assert indices is not None  # noqa: S101  (narrowing: the plan knows the ids of a step that gives none)
         return self._no_weights(len(indices)) if self.weight_of is None else self.weight_of[indices.to(self.device)]
 
     def _no_weights(self, length: int) -> Tensor | None:
@@ -231,6 +234,10 @@ class RunningEpoch:
         """Ids ``(B,)`` of the batch that the sampler drew for the running step; after `narrow`, of what is left."""
         return self.shard[self._slots]
 
+    def expect(self, num_losses: int, indices: Tensor | None) -> int:
+        """Return how many losses a pick goes by: that of the samples that the sampler drew."""
+        return self.batch_length
+
     def narrow(self, positions: Tensor) -> Tensor | None:
         """Train only these ``positions`` ``(k,)`` of the running batch; return their weights, as `begin_step` does."""
         slots = self._batch_slots
@@ -263,17 +270,10 @@ class RunningEpoch:
             if targets is not None:
                 targets[i].copy_(values, non_blocking=True)
             elif isinstance(slots, Tensor) and step.given_indices is not None:
-                self._write_means(i, slots, values.to(self.log), step.recorded_losses.to(self.log) != ABSENT)
+                present = step.recorded_losses.to(self.log) != ABSENT
+                write_means(self._rows[i], self._counts, slots, values.to(self.log), present)
             else:
                 self._rows[i][slots] = values.to(self.log)
-
-    def _write_means(self, i: int, slots: Tensor, values: Tensor, present: Tensor) -> None:
-        """Write to each slot of row ``i`` the mean of its values ``(B,)`` that are present; of one, that one."""
-        row = self._rows[i]
-        counts = self._counts.index_fill_(0, slots, 0).index_add_(0, slots, present.to(row)).index_select(0, slots)
-        row.index_fill_(0, slots, 0).index_add_(0, slots, torch.where(present, values, 0))
-        means = row.index_select(0, slots) / counts.clamp(min=1)
-        row.index_copy_(0, slots, torch.where(counts > 0, means, ABSENT))
 
     @property
     def step_size(self) -> int:
@@ -318,6 +318,23 @@ class RunningEpoch:
         if self.plan.lengths is not None:
             return cycles * full + round(full * batches / length)
         return cycles * min(full, length * self.step_size) + min(full, batches * self.step_size)
+
+    def full_steps(self, full_batches: int | float, num_batches: int | float) -> int:
+        """Return how many positions would have been trained by now if nothing was left out.
+
+        Args:
+            full_batches: Batches that an epoch of all samples has; infinite if it ends with the run only.
+            num_batches: Batches that the running epoch is to have, likewise.
+        """
+        full = self.full_positions(self.batches_done if num_batches == math.inf else int(full_batches))
+        if self.batches_done < num_batches < math.inf:  # `max_steps`: what was not reached is not saved
+            full = round(full * self.batches_done / num_batches)
+        return full
+
+    @property
+    def asked(self) -> Tensor:
+        """Ids of the samples visited so far, padding left out."""
+        return self.plan.order[: self.positions_done]
 
     @property
     def positions_done(self) -> int:
@@ -390,8 +407,28 @@ class RunningEpoch:
             return self._num_batches
         return self.batches_done % self._num_batches if self.batches_done > self._num_batches else self.batches_done
 
-    def continue_from(self, batches_done: int, num_dropped: int, log: Tensor | None) -> None:
-        """Go on after ``batches_done`` batches; ``log`` is what :meth:`log_state` returned then, on this rank."""
+    def local_state(self) -> dict[str, Any]:
+        """Return what only this rank knows of the epoch, for a checkpoint."""
+        return {"log": self.log_state()}
+
+    def continue_from(self, batches_done: int, num_dropped: int, local: dict[str, Any]) -> None:
+        """Go on after ``batches_done`` batches; ``local`` has what :meth:`local_state` returned then, on this rank."""
         self.batches_done, self.num_dropped = batches_done, num_dropped
-        if log is not None:
+        if (log := local["log"]) is not None:
             self.log[:, : log.shape[1]] = log.to(self.device)
+
+
+def write_means(row: Tensor, counts: Tensor, slots: Tensor, values: Tensor, present: Tensor) -> None:
+    """Write to each slot of a row of a log the mean of its values ``(B,)`` that are present; of one, that one.
+
+    Args:
+        row: Where to write, ``(m,)``.
+        counts: Room ``(m,)`` to count the values of a slot in.
+        slots: Where each value belongs ``(B,)``, int64.
+        values: The values ``(B,)``.
+        present: Which of them count ``(B,)``, bool.
+    """
+    number = counts.index_fill_(0, slots, 0).index_add_(0, slots, present.to(row)).index_select(0, slots)
+    row.index_fill_(0, slots, 0).index_add_(0, slots, torch.where(present, values, 0))
+    means = row.index_select(0, slots) / number.clamp(min=1)
+    row.index_copy_(0, slots, torch.where(number > 0, means, ABSENT))

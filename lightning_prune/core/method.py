@@ -49,6 +49,8 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
     picks_by_losses: ClassVar[bool] = True
     """Whether :meth:`pick` reads losses only, which a module may give by a cheaper ``per_sample_loss(batch)``."""
+    picks_by_ids: ClassVar[bool] = False
+    """Whether :meth:`pick` asks which samples the batch has, ``step.indices``; of a stream, only the batch can tell."""
     set_by_ratio: ClassVar[RatioSetting | None] = None
     """How a ratio sets the arguments of its ``__init__``, for :func:`ratio_setting`. None: it does not say."""
     needs_arguments: ClassVar[tuple[str, str] | None] = None

@@ -15,9 +15,10 @@ from lightning_prune.core.epoch import RunningEpoch, check_same_on_all_ranks
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
-from lightning_prune.core.sampler import PlanBatchSampler
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 from lightning_prune.core.stats import finite_mean
 from lightning_prune.core.step import StepRecord, wrong_length
+from lightning_prune.core.stream import Running, Stream, StreamEpoch
 from lightning_prune.core.table import SampleTable, changed_length
 
 
@@ -61,16 +62,16 @@ class Session:
         self.seed = seed
         self.debug_sync = debug_sync
         self.step = StepRecord(table)
-        self.running: RunningEpoch | None = None
+        self.running: Running | None = None
         self.full_batches: int | float = 0
         self.num_batches: int | float = 0
         self.in_step = False
         self.dataset: list[str | None] = [None, None]
-        self._batches: PlanBatchSampler | None = None
+        self._batches: PlanBatchSampler | Stream | None = None
         self._rng: dict[str, Any] | None = None
 
     @property
-    def batches(self) -> PlanBatchSampler:
+    def batches(self) -> PlanBatchSampler | Stream:
         """What the loader draws from.
 
         Raises:
@@ -81,17 +82,23 @@ class Session:
         return self._batches
 
     @property
+    def _shards(self) -> PlanSampler | Stream:
+        """What knows how the data is shared among the processes."""
+        batches = self.batches
+        return batches if isinstance(batches, Stream) else batches.sampler
+
+    @property
     def rank(self) -> int:
         """This process's rank; 0 before a loader is planned."""
-        return 0 if self._batches is None else self._batches.sampler.rank
+        return 0 if self._batches is None else self._shards.rank
 
     @property
     def world_size(self) -> int:
         """Number of processes; 1 before a loader is planned."""
-        return 1 if self._batches is None else self._batches.sampler.num_replicas
+        return 1 if self._batches is None else self._shards.num_replicas
 
     @property
-    def open_epoch(self) -> RunningEpoch:
+    def open_epoch(self) -> Running:
         """The running epoch.
 
         Raises:
@@ -101,7 +108,7 @@ class Session:
             raise RuntimeError("Expected an epoch to be running, but none is.")
         return self.running
 
-    def draw_from(self, batches: PlanBatchSampler) -> None:
+    def draw_from(self, batches: PlanBatchSampler | Stream) -> None:
         """Plan the epochs for a loader that draws from ``batches``; its full length is that of an epoch of all."""
         self._batches = batches
         self.full_batches = batches.full_length
@@ -135,28 +142,39 @@ class Session:
 
     # Epochs
 
-    def begin_epoch(self, epoch: int | None = None) -> RunningEpoch:
+    def begin_epoch(self, epoch: int | None = None) -> Running:
         """Select the samples of an epoch and plan their visit; None: of the one after that which ended last."""
         self.table.epoch = self.table.epoch if epoch is None else epoch
         return self._plan()
 
-    def _plan(self, selection: Selection | None = None) -> RunningEpoch:
+    def _plan(self, selection: Selection | None = None) -> Running:
         table, method, batches = self.table, self.method, self.batches
         selection = self._select() if selection is None else selection
         table.take_selection(selection)
         table.plan = batches.make_plan(selection, table.epoch)
         del selection  # 12 bytes a sample, which the log can have
         names = () if method is None else method.record_names
-        weighs = method is not None and method.weighs_losses
-        self.running = RunningEpoch(table.plan, batches, names, table.losses.device, weighs=weighs)
+        weighs, device = method is not None and method.weighs_losses, table.losses.device
+        if isinstance(batches, Stream):
+            selected = None if table.selects_all else table.selected
+            self.running = running = batches.start(table.plan, names, selected, device, weighs=weighs)
+            if running.leaves_out and self.step.first_time("leaves_out"):
+                warn_on_first_rank(
+                    "Pruning saves no steps: of this stream, samples that are not selected are still read and trained "
+                    "on with weight 0. `lightning_prune.data.PrunedStream(dataset, key=...)` drops them within the "
+                    "dataset, before they are decoded or collated.",
+                    self.rank,
+                )
+        else:
+            self.running = RunningEpoch(table.plan, batches, names, device, weighs=weighs)
         self.step.running = self.running
-        self.num_batches = len(batches)
+        self.num_batches = batches.full_length if isinstance(batches, Stream) else len(batches)
         return self.running
 
     def _select(self) -> Selection:
         """Derive the epoch's selection: a pure function of the state at its start."""
         table, method = self.table, self.method
-        if method is None or table.epoch < method.warmup_epochs:
+        if method is None or table.epoch < method.warmup_epochs or table.num_samples == 0:
             return Selection.all(table.num_samples)
         selection = method.select(table, table.epoch, make_generator(self.seed, table.epoch, "select"))
         if not isinstance(selection, Selection):
@@ -178,9 +196,13 @@ class Session:
         table.losses.scatter_(0, record.indices, record.losses)
         missing = record.recorded is not None and running.num_dropped == 0  # samples left out of batches were not asked
         if missing or table.unanswered is not None:
-            asked = running.plan.order[: running.positions_done].to(record.indices)
+            asked = running.asked.to(record.indices)
             table.note_unanswered(asked if missing else asked[:0], record.indices)
         table.count_selected()
+        if isinstance(running, StreamEpoch) and table.max_steps is None and table.selects_all:
+            told = running.told_of_missing(self.num_batches)
+            if told is not None and self.step.first_time("missing"):
+                warn_on_first_rank(told, self.rank)
         if record.num_nonfinite:
             warn_on_first_rank(
                 f"{record.num_nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {table.epoch}. "
@@ -188,14 +210,11 @@ class Session:
                 self.rank,
             )
         table.trained_steps += running.positions_trained
-        full_steps = running.full_positions(running.batches_done if self.is_endless else int(self.full_batches))
-        if running.batches_done < self.num_batches < math.inf:  # `max_steps`: what was not reached is not saved
-            full_steps = round(full_steps * running.batches_done / self.num_batches)
-        table.full_steps += full_steps
+        table.full_steps += running.full_steps(self.full_batches, self.num_batches)
         metrics: dict[str, float | Tensor] = {
             "prune/kept_fraction": running.kept_fraction,
             "prune/saved_fraction": table.saved_fraction,
-            "prune/score_mean": finite_mean(table.losses).float(),
+            "prune/score_mean": finite_mean(table.losses).float() if table.num_samples else math.nan,
             "prune/nonfinite": float(record.num_nonfinite),
         }
         if method is not None:
@@ -241,8 +260,8 @@ class Session:
         """
         method, running = self.method, self.open_epoch
         assert method is not None  # noqa: S101  (narrowing: `picks_now` said so)
-        if probed.losses is None or len(probed.losses) != running.batch_length:
-            num_losses = 0 if probed.losses is None else len(probed.losses)
+        num_losses = 0 if probed.losses is None else len(probed.losses)
+        if probed.losses is None or num_losses != running.expect(num_losses, probed.given_indices):
             raise ValueError(wrong_length(num_losses, running.batch_length, owner=probed.owner))
         probed.registry, probed.running = self.table, running
         purpose = f"pick/{running.batches_done}/{self.rank}"
@@ -309,7 +328,7 @@ class Session:
                 self.rank,
             )
         if self.method is None or self.method.seed is None:
-            self.seed = self.batches.sampler.seed = state["seed"]
+            self.seed = self._shards.seed = state["seed"]
         self.running = None
         if self.method is not None:
             self.method.setup_columns(self.table)

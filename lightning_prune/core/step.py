@@ -37,6 +37,10 @@ class RunningBatch(Protocol):
 
     step_length: int
     """Number of samples that the step trains."""
+    by_ids: bool
+    """Whether weights are found by the ids that the step gives."""
+    leaves_out: bool
+    """Whether batches have samples with weight 0, of which nothing may come into the loss."""
 
     @property
     def longest_batch(self) -> int:
@@ -46,7 +50,7 @@ class RunningBatch(Protocol):
     def step_indices(self) -> Tensor:
         """Sample ids ``(B,)``, int64."""
 
-    def weights_of(self, indices: Tensor) -> Tensor | None:
+    def weights_of(self, indices: Tensor | None) -> Tensor | None:
         """Return the loss weights ``(B,)`` of samples by id, or None where nothing is weighted."""
 
 
@@ -225,6 +229,8 @@ def weighted_loss(
         )
         if step.probing:
             raise Probed
+    if weights is not None and step is not None and step.running is not None and step.running.leaves_out:
+        per_sample = torch.where(weights > 0, per_sample, 0)  # 0 times NaN is NaN
     if len(per_sample) == 0:  # a collate function dropped the whole batch
         return losses.sum()
     if normalize == "sample":
@@ -242,9 +248,9 @@ def _weights_of(step: StepRecord, per_sample: Tensor, indices: Tensor | None) ->
     """Return the pruning weights ``(B,)`` of a step's losses; None: all are 1."""
     if step.probing or not step.active:
         return None
-    weights = step.weights
-    if indices is not None and step.running is not None:
-        weights = step.running.weights_of(indices)
+    weights, running = step.weights, step.running
+    if running is not None and (indices is not None or running.by_ids):
+        weights = running.weights_of(indices)
     if weights is not None and weights.shape != per_sample.shape:
         raise ValueError(wrong_length(len(per_sample), len(weights), owner=step.owner))
     return weights

@@ -71,6 +71,11 @@ class SampleTable(ABC):
         return 0 if self._losses is None else len(self._losses)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a run has begun, be it one that knows no number of samples."""
+        return self._losses is not None
+
+    @property
     def losses(self) -> Tensor:
         """Last recorded loss of each sample ``(n,)``, float32; NaN: never recorded."""
         return _allocated(self._losses)
@@ -264,7 +269,7 @@ class SampleTable(ABC):
         """Add 1 to the counts of the selected samples."""
         counts = self.counts
         counts.add_(1 if self._selected is None else self._selected)
-        if int(counts.max()) == _MOST_INT16:
+        if len(counts) and int(counts.max()) == _MOST_INT16:
             self._counts = counts.int()
 
     def state_columns(self) -> dict[str, Any]:
@@ -284,7 +289,8 @@ class SampleTable(ABC):
         self._selected = self.plan = None
         self._losses = state["losses"].to(device, copy=True)  # the state may be loaded again
         counts = state["counts"]
-        self._counts = counts.to(device, torch.int32 if int(counts.max()) >= _MOST_INT16 else torch.int16, copy=True)
+        most = int(counts.max()) if len(counts) else 0
+        self._counts = counts.to(device, torch.int32 if most >= _MOST_INT16 else torch.int16, copy=True)
         self._columns = {name: values.to(device, copy=True) for name, values in state.get("columns", {}).items()}
         self.state = {name: values.to(device, copy=True) for name, values in state.get("state", {}).items()}
 
@@ -318,6 +324,6 @@ def _allocated(tensor: Tensor | None) -> Tensor:
 
 def _narrow(counts: Tensor) -> Tensor:
     """Return non-negative counts in the smallest integer type that holds them."""
-    top = int(counts.max())
+    top = int(counts.max()) if len(counts) else 0
     dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if top <= torch.iinfo(t).max)
     return counts.to(dtype, copy=True)

@@ -1,5 +1,6 @@
-"""Label noise and image corruption for experiments, and a loss that corrects labels."""
+"""Streams that leave out samples; label noise and image corruption for experiments, and a loss that corrects labels."""
 
+from lightning_prune.core.pruned_stream import PrunedStream
 from lightning_prune.data.corruption import (
     Fog,
     GaussianNoise,
@@ -17,6 +18,7 @@ __all__ = [
     "LowResolution",
     "MotionBlur",
     "Occlusion",
+    "PrunedStream",
     "SOPLoss",
     "corrupt_images",
     "inject_label_noise",

@@ -59,6 +59,7 @@ class RHOLoss(PruningCallback):
     needs_mixin = False
     ranks_by_scores = False
     picks_in_batch = True
+    picks_by_ids = True
     set_by_ratio = RatioSetting(most=0.9)
     takes_new_samples = False
     needs_arguments = ("it needs the losses of another model", "irreducible_losses: FILE.npz")

@@ -113,13 +113,14 @@ def simulate(method: Method, script: Script, seed: int) -> Iterator[ScriptedTabl
     epochs, num_samples = script.losses.shape
     table = ScriptedTable(script)
     session = Session(table, method, seed=seed)
-    session.draw_from(PlanBatchSampler(PlanSampler(num_samples, shuffle=True, seed=seed), num_samples, False))
+    batches = PlanBatchSampler(PlanSampler(num_samples, shuffle=True, seed=seed), num_samples, False)
+    session.draw_from(batches)
     table.max_epochs = epochs
     session.start(num_samples, "cpu")
     for epoch in range(epochs):
         yield table
         session.begin_epoch()
-        for batch_idx, drawn in enumerate(session.batches):
+        for batch_idx, drawn in enumerate(batches):
             ids = torch.tensor(drawn)
             session.begin_step(batch_idx)
             if session.picks_now():

@@ -16,7 +16,7 @@ from typing import Any, final
 
 import lightning
 import torch
-from lightning.fabric.utilities.data import sized_len
+from lightning.fabric.utilities.data import _auto_add_worker_init_fn, sized_len
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.wrappers import _FabricDataLoader
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -137,8 +137,13 @@ def uninstall_source(trainer: Trainer) -> None:
         loop._data_source = loop._data_source.source
 
 
-def choose_loader(loaders: Any, key: str | int | None) -> tuple[CombinedLoader, int]:
+def choose_loader(loaders: Any, key: str | int | None, *, streams: bool = False) -> tuple[CombinedLoader, int]:
     """Return the loaders as a `CombinedLoader` of our own and the position of the one to prune among its leaves.
+
+    Args:
+        loaders: What the user gave.
+        key: Name or position of the loader; None: there is one.
+        streams: Take anything that can be iterated over where there is no DataLoader, but one such.
 
     Raises:
         MisconfigurationException: If there is no such loader, or several and ``key`` is None.
@@ -162,6 +167,8 @@ def choose_loader(loaders: Any, key: str | int | None) -> tuple[CombinedLoader, 
                 f"Expected `ScoreRegistry(loader=...)` to name one of the train DataLoaders {keys}, but got {key!r}."
             ) from None
         positions = [i for i, leaf in enumerate(leaves) if leaf is chosen and isinstance(leaf, DataLoader)]
+    if not positions and streams and len(leaves) == 1:
+        positions = [0]
     if not positions:
         got = type(loaders if key is None else tree[key]).__name__
         raise MisconfigurationException(
@@ -219,7 +226,7 @@ def check_loader(loader: DataLoader[Any]) -> None:
         MisconfigurationException: If pruning cannot work with this loader; the message says what to write instead.
     """
     if isinstance(loader.dataset, IterableDataset):
-        way_out = "Give the dataset `__getitem__` and `__len__`."
+        way_out = "Give the dataset `__getitem__` and `__len__`, or use a Trainer, which prunes streams, too."
         if hasattr(loader.dataset, "__getitem__") and hasattr(loader.dataset, "__len__"):
             way_out = (
                 "It has `__getitem__` and `__len__`, so read it by index: derive `class MapStyle(torch.utils.data."
@@ -367,12 +374,12 @@ class PlannedLoader:
             _batches_of(original), self.num_samples, seed=seed, rank=rank, world_size=world_size
         )
         self.batch_sampler.loader_name = type(original).__name__
-        self.planned = copy.copy(original)
-        values: dict[str, Any] = {"_iterator": None}
+        self.planned = own_copy(original)
+        values: dict[str, Any] = {}
         if original.batch_sampler is None:
-            values |= {"sampler": self.batch_sampler}
+            values = {"sampler": self.batch_sampler}
         else:
-            values |= {"sampler": self.batch_sampler.sampler, "batch_sampler": self.batch_sampler}
+            values = {"sampler": self.batch_sampler.sampler, "batch_sampler": self.batch_sampler}
         self.keeps_position = callable(getattr(original, "load_state_dict", None))
         if self.keeps_position:  # the plan alone says where to go on
             values |= {"load_state_dict": _load_no_position}
@@ -394,19 +401,45 @@ class PlannedLoader:
 
     def is_used_by(self, trainer: Trainer) -> bool:
         """Return whether the fit loop really draws from this loader."""
-        combined = trainer.fit_loop._combined_loader
-        return combined is not None and any(leaf is self.planned for leaf in combined.flattened)
+        return draws_from(trainer, self.planned)
 
     def restore(self, trainer: Trainer) -> None:
         """Stop the copy's workers and give the fit loop the user's loader back."""
-        iterator = self.planned._iterator
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
-        object.__setattr__(self.planned, "_iterator", None)
-        combined = trainer.fit_loop._combined_loader
-        if combined is not None:
-            leaves = [self.original if leaf is self.planned else leaf for leaf in combined.flattened]
-            combined.flattened = leaves
+        stop_workers(self.planned)
+        give_back(trainer, self.planned, self.original)
+
+
+def own_copy(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a shallow copy of a loader, which starts workers of its own."""
+    planned = copy.copy(loader)
+    object.__setattr__(planned, "_iterator", None)
+    return planned
+
+
+def stop_workers(loader: DataLoader[Any]) -> None:
+    """Stop the workers of a loader."""
+    iterator = loader._iterator
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+    object.__setattr__(loader, "_iterator", None)
+
+
+def seed_workers(loader: Any, rank: int) -> None:
+    """Have a loader's workers seeded as Lightning does with one that it is given itself."""
+    _auto_add_worker_init_fn(loader, rank)
+
+
+def draws_from(trainer: Trainer, loader: Any) -> bool:
+    """Return whether the fit loop draws from a loader."""
+    combined = trainer.fit_loop._combined_loader
+    return combined is not None and any(leaf is loader for leaf in combined.flattened)
+
+
+def give_back(trainer: Trainer, planned: Any, original: Any) -> None:
+    """Put a user's loader in the place of ours in the fit loop."""
+    combined = trainer.fit_loop._combined_loader
+    if combined is not None:
+        combined.flattened = [original if leaf is planned else leaf for leaf in combined.flattened]
 
 
 def limit_batches(num_batches: int | float, limit: int | float) -> int | float:

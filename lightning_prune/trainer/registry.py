@@ -14,14 +14,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune.core.checks import LoaderError, StateMismatchError
+from lightning_prune.core.checks import LoaderError, StateMismatchError, check_int
 from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.method import Method
 from lightning_prune.core.rng import make_generator
+from lightning_prune.core.sampler import PlanBatchSampler
 from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord
+from lightning_prune.core.stream import Running
 from lightning_prune.core.table import SampleTable, changed_length
-from lightning_prune.trainer import private, probe
+from lightning_prune.trainer import private, probe, streams
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules
@@ -43,6 +45,14 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             another name, or another dataset class, is warned that per-sample state may belong to other samples.
         debug_sync: Compare a hash of each epoch's selection and weights across DDP ranks, and stop the run where they
             differ. One more collective an epoch.
+        num_samples: Number of samples of a training dataset that is a stream (an `IterableDataset`), whose batches then
+            tell their ids, ``self.weighted_loss(losses, indices=ids)``. None: the dataset tells it.
+        repeats: Whether a stream may yield a sample more than once in an epoch, as one that draws with replacement;
+            else that is taken for a mistake in how it is shared among workers and processes.
+
+    Raises:
+        TypeError: If ``num_samples`` is no int.
+        ValueError: If it is below 1.
 
     Attributes:
         session: The run, which the hooks drive.
@@ -60,8 +70,14 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         save_rng: bool = True,
         dataset_id: str | None = None,
         debug_sync: bool = False,
+        num_samples: int | None = None,
+        repeats: bool = False,
     ) -> None:
         super().__init__()
+        if num_samples is not None:
+            check_int("num_samples", num_samples, low=1)
+        self.stream_length = num_samples
+        self.repeats = repeats
         self.loader = loader
         self.save_rng = save_rng
         self.dataset_id = dataset_id
@@ -77,7 +93,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._schedule_state: list[int] | None = None
         self._left_alone: Trainer | None = None  # whose run is neither pruned nor recorded
         self._started = False  # between `on_train_start` and the end
-        self._loader: private.PlannedLoader | None = None
+        self._loader: private.PlannedLoader | streams.StreamLoader | None = None
         self._fresh_loader = False  # requested since the last epoch began
         self._first_epoch = True
         self._resumed = False
@@ -95,7 +111,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         return self._trainer is not None
 
     @property
-    def running(self) -> RunningEpoch:
+    def running(self) -> Running:
         """The running epoch.
 
         Raises:
@@ -104,7 +120,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         return self.session.open_epoch
 
     @property
-    def planned_loader(self) -> private.PlannedLoader:
+    def planned_loader(self) -> private.PlannedLoader | streams.StreamLoader:
         """The user's train loader, and its copy that draws from the plan.
 
         Raises:
@@ -170,29 +186,59 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         trainer, session = self._trainer, self.session
         if trainer is None:
             return loaders
-        combined, position = private.choose_loader(loaders, self.loader)
+        combined, position = private.choose_loader(loaders, self.loader, streams=self.stream_length is not None)
         original = combined.flattened[position]
         if session.method is not None and session.method.picks_in_batch and len(combined.flattened) > 1:
             raise MisconfigurationException(
                 f"Expected one train DataLoader, since {type(session.method).__name__} takes batches apart, but got "
                 f"{len(combined.flattened)}. Use a method that selects once an epoch."
             )
-        private.check_sharding(trainer, original)
-        self._loader = private.PlannedLoader(
-            original, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
-        )
+        self._loader = self._plan_loader(trainer, original, alone=len(combined.flattened) == 1)
         if self._started and self._loader.num_samples != self.num_samples:
             self._grow(trainer, self._loader.num_samples)
         self._loader.batch_sampler.begins_again = private.begins_again(combined)
         self._loader.states = private.loader_states(trainer)
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
-        session.dataset = [type(original.dataset).__name__, self.dataset_id]
+        session.dataset = [type(getattr(original, "dataset", original)).__name__, self.dataset_id]
         planned = self._loader.planned
-        if isinstance(loaders, DataLoader):
+        if loaders is original:
             return planned
         combined.flattened = [planned if i == position else leaf for i, leaf in enumerate(combined.flattened)]
         return combined
+
+    def _plan_loader(
+        self, trainer: Trainer, original: Any, *, alone: bool
+    ) -> private.PlannedLoader | streams.StreamLoader:
+        """Return a copy of a user's loader that draws what is selected."""
+        session, rank, world_size = self.session, trainer.global_rank, trainer.world_size
+        if not streams.is_stream(original):
+            private.check_sharding(trainer, original)
+            loader = private.PlannedLoader(original, seed=session.seed, rank=rank, world_size=world_size)
+            if self.stream_length not in (None, loader.num_samples):
+                raise MisconfigurationException(
+                    f"Expected `ScoreRegistry(num_samples=...)` for a stream, but the dataset is map-style, has "
+                    f"{loader.num_samples} samples, and got {self.stream_length}. Leave it out."
+                )
+            return loader
+        if not alone:
+            raise MisconfigurationException(
+                "Expected a map-style dataset in the loader to prune, where there are several train DataLoaders, but "
+                f"got the stream `{type(getattr(original, 'dataset', original)).__name__}`. Prune another of them."
+            )
+        method = session.method
+        stream = streams.StreamLoader(
+            original,
+            num_samples=self.stream_length,
+            method=method,
+            seed=session.seed,
+            rank=rank,
+            world_size=world_size,
+            repeats=self.repeats,
+        )
+        if self._module is not None:
+            stream.check_module(self._module, method)
+        return stream
 
     def _grow(self, trainer: Trainer, num_samples: int) -> None:
         """Go on with a dataset that was reloaded with another number of samples."""
@@ -263,7 +309,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     @property
     def _starts_anew(self) -> bool:
         """Whether the fit that begins has nothing to go on from."""
-        return self.num_samples == 0 or (self._trainer is not None and self._trainer.current_epoch == 0)
+        return not self.has_begun or (self._trainer is not None and self._trainer.current_epoch == 0)
 
     def _join(self, trainer: Trainer) -> None:
         """Take part in a run that is resumed in the middle of an epoch that was none of ours."""
@@ -303,8 +349,16 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if trainer.current_epoch == self.epoch:
             self._begun, self._first_epoch = self.epoch, False
             num_batches = self.session.num_batches = private.set_epoch_length(trainer)
-            finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
-            running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_to_skip
+            if isinstance(running, RunningEpoch):
+                finished = running.batches_done >= num_batches  # then draw nothing: a limit would not stop it
+                running.batch_sampler.skip = len(running.batch_sampler) if finished else running.batches_to_skip
+            elif not self.planned_loader.keeps_position:
+                rank_zero_warn(
+                    f"The checkpoint was written in the middle of epoch {self.epoch} of a stream, whose loader cannot "
+                    "go on there: as without pruning, the epoch goes on with the stream from its start, and what was "
+                    "trained of it before is trained again. A loader with `load_state_dict`, such as torchdata's "
+                    "`StatefulDataLoader`, goes on; a checkpoint of an epoch's end has no rest."
+                )
             private.finish_batch_progress(trainer, running.batches_done)
             private.iterate(trainer, keep_rng=True, states=self.planned_loader.states)
             self._restore_rng()
@@ -371,10 +425,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def _note_full_length(self, trainer: Trainer) -> None:
         """Note how many batches of a new loader an epoch of all samples has, and have the loop follow this epoch."""
-        sampler = self.session.batches.sampler
-        plan, sampler.plan = sampler.plan, None
-        self.session.full_batches = private.set_epoch_length(trainer)
-        sampler.plan = plan
+        batches = self.session.batches
+        if isinstance(batches, PlanBatchSampler):
+            plan, batches.sampler.plan = batches.sampler.plan, None
+            self.session.full_batches = private.set_epoch_length(trainer)
+            batches.sampler.plan = plan
         self.session.num_batches = private.set_epoch_length(trainer)
         self._fresh_loader = False
 
@@ -452,7 +507,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain tensors and numbers; called on every rank, and collective in a DDP run."""
-        if self._pending is not None or self.num_samples == 0:
+        if self._pending is not None or not self.has_begun:
             return self._pending or {}
         if self._trainer is not None and not self._started and self._starts_anew:
             return {}  # what there is belongs to an earlier fit
