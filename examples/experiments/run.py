@@ -61,7 +61,7 @@ def main() -> None:
     for name, command in EXPERIMENTS[args.name]:
         folder = Path("results") / args.name / name
         config = [] if "--config" in command else ["--config", f"{HERE}/digits.yaml"]
-        shared = ["--output", str(folder), "--seeds", args.seeds, "--jobs", args.jobs]
+        shared = ["--output", str(folder), "--seeds", args.seeds, "--jobs", args.jobs, "--no_control"]
         lightning_prune(["compare", *config, *command, *shared])
 
 

@@ -138,7 +138,20 @@ def _of_file(text: str) -> list[Method]:
         entries = yaml.safe_load(Path(text).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise RefusedError(f"Expected `--methods` to name a readable yaml file, but got {text!r}: {error}") from error
-    hint = f"Expected {text!r} to hold `label: {{class_path: ..., init_args: {{...}}}}` for each method, but"
+    return of_entries(entries, repr(text))
+
+
+def of_entries(entries: Any, where: str) -> list[Method]:
+    """Return the methods of ``{label: {class_path: ..., init_args: {...}}}``.
+
+    Args:
+        entries: The mapping.
+        where: Where it is from, for messages.
+
+    Raises:
+        RefusedError: If it is something else.
+    """
+    hint = f"Expected {where} to hold `label: {{class_path: ..., init_args: {{...}}}}` for each method, but"
     if not isinstance(entries, dict) or not entries:
         raise RefusedError(f"{hint} it holds {type(entries).__name__}.")
     methods = []
@@ -146,12 +159,21 @@ def _of_file(text: str) -> list[Method]:
         given = entry if isinstance(entry, dict) else {}
         if not isinstance(given.get("class_path"), str) or set(given) - {"class_path", "init_args"}:
             raise RefusedError(f"{hint} {label!r} is {entry!r}.")
-        if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or label == FULL or str(label).startswith(PILOT):
-            raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
+        check_label(label)
         class_path = _full_path(given["class_path"])
         class_of(class_path, label)
         methods.append(Method(str(label), class_path, dict(given.get("init_args") or {})))
     return methods
+
+
+def check_label(label: Any) -> None:
+    """Refuse a label that cannot name files, or is one of ours.
+
+    Raises:
+        RefusedError: If it is.
+    """
+    if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or str(label).startswith((FULL, PILOT)):
+        raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
 
 
 def _full_path(class_path: str) -> str:

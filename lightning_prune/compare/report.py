@@ -1,4 +1,4 @@
-"""Tables and plots of a comparison."""
+"""Rows and tables of a comparison."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lightning_prune.compare.verdict import Verdict
 from lightning_prune.core.export import atomic_write
 
-COLUMNS = ("method", "asked to save", "runs", "{metric}", "saved", "wall time", "speed-up", "ideal", "efficiency")
+MOST_EFFICIENCY = 1.05
+"""Share of the ideal speed-up above which a measured one is not believed."""
+CSV_COLUMNS = ("saved", "seconds", "cpu_seconds", "threads")
 
 
 @final
@@ -25,37 +28,54 @@ class Row:
     Attributes:
         label: The method.
         ratio: Share that it was asked to save; None: full data, or a method run as given.
-        values: The metric of each finished run.
+        values: The metric of each finished run, by seed.
         saved: Share of the sample-steps saved, in each.
         seconds: Wall time of each.
+        cpu_seconds: CPU time of each.
         num_failed: Runs that crashed.
+        unreachable: Why it was not run at all, if so.
     """
 
     label: str
     ratio: float | None
-    values: list[float]
+    values: dict[int, float]
     saved: list[float]
     seconds: list[float]
-    num_failed: int
+    cpu_seconds: list[float]
+    num_failed: int = 0
+    unreachable: str | None = None
+
+    def better_than(self, other: Row, *, lower: bool) -> list[float]:
+        """Return by how much each run is better than the other row's of the same seed, in the order of the seeds."""
+        sign = -1 if lower else 1
+        return [sign * (self.values[s] - other.values[s]) for s in sorted(self.values.keys() & other.values.keys())]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation over runs (NaN for one run; both NaN for none).
+    """Return the mean and the standard deviation over runs; NaN of one run, both NaN of none or of values not finite.
 
     Example:
         >>> mean_and_spread([1.0, 3.0])
         (2.0, 1.4142135623730951)
     """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     spread = statistics.stdev(values) if len(values) > 1 else math.nan
     return (statistics.fmean(values) if values else math.nan), spread
 
 
-def make_rows(runs: Sequence[dict[str, Any]], failed: dict[str, str], metric: str) -> list[Row]:
-    """Group finished and failed runs by method and ratio, in the order of ``runs``.
+def make_rows(
+    runs: Sequence[dict[str, Any]],
+    failed: dict[str, str],
+    unreachable: dict[tuple[str, float | None], str],
+    metric: str,
+) -> list[Row]:
+    """Group finished and failed runs by method and ratio, in the order of ``runs``, and put the unreachable last.
 
     Args:
-        runs: Specs of all runs; the finished ones with ``metrics``, ``saved`` and ``seconds``.
+        runs: Specs of all runs; the finished ones with ``metrics``, ``saved``, ``seconds`` and ``cpu_seconds``.
         failed: Why runs failed, by ``name``.
+        unreachable: Why methods were not run at ratios, by label and ratio.
         metric: Name of the metric; NaN where a run did not log it.
     """
     groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
@@ -68,47 +88,109 @@ def make_rows(runs: Sequence[dict[str, Any]], failed: dict[str, str], metric: st
             Row(
                 label,
                 ratio,
-                [run["metrics"].get(metric, math.nan) for run in done],
-                [run["saved"] for run in done],
-                [run["seconds"] for run in done],
-                sum(run["name"] in failed for run in members),
+                {run["seed"]: run["metrics"].get(metric, math.nan) for run in done},
+                saved=[run["saved"] for run in done],
+                seconds=[run["seconds"] for run in done],
+                cpu_seconds=[run["cpu_seconds"] for run in done],
+                num_failed=sum(run["name"] in failed for run in members),
             )
         )
-    return rows
+    return rows + [Row(*key, {}, [], [], [], unreachable=why) for key, why in unreachable.items() if key not in groups]
 
 
-def make_table(rows: Sequence[Row], metric: str) -> str:
-    """Return a Markdown table: means over the runs, and how much of the ideal speed-up is reached.
+def answer_table(
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict | None],
+    controls: Sequence[Verdict | None],
+    metric: str,
+) -> str:
+    """Return the Markdown table that says whether pruning hurt.
+
+    Args:
+        rows: Full data first.
+        verdicts: Of each row against full data.
+        controls: Of each row against as many steps of full data, with a margin of 0.
+        metric: Its name.
+    """
+    header = ["method", "asked to save", "saved", "runs", metric, "against full data", "verdict"]
+    lines = [[*header, "against fewer epochs"]]
+    for row, verdict, control in zip(rows, verdicts, controls, strict=True):
+        value, spread = mean_and_spread(list(row.values.values()))
+        lines.append([
+            *_name(row),
+            f"{100 * statistics.fmean(row.saved):.1f} %" if row.saved else "-",
+            f"{len(row.values)}" + (f" ({row.num_failed} failed)" if row.num_failed else ""),
+            f"{value:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}") if row.values else "-",
+            _difference(verdict),
+            "cannot be reached" if row.unreachable else "" if verdict is None else in_words(verdict),
+            _difference(control) + ("" if control is None else f": {_against_control(control)}"),
+        ])  # fmt: skip
+    return _markdown(lines)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Return the Markdown table that says what pruning saved.
 
     The ideal speed-up is ``1 / (1 - saved)``; efficiency is the measured speed-up over the full data, divided by it.
     """
-    full = mean_and_spread(rows[0].seconds)[0]
-    cells = [[column.format(metric=metric) for column in COLUMNS]]
+    full = mean_and_spread(rows[0].seconds)[0] if rows else math.nan
+    lines = [["method", "asked to save", "wall time", "CPU time", "speed-up", "ideal", "efficiency"]]
     for row in rows:
-        (value, spread), saved, seconds = (
-            mean_and_spread(row.values),
-            mean_and_spread(row.saved)[0],
-            mean_and_spread(row.seconds)[0],
-        )
-        speed_up, ideal = (full / seconds if seconds else math.nan), 1 / (1 - saved)
-        cells.append([
-            row.label,
-            "" if row.ratio is None else f"{100 * row.ratio:g} %",
-            f"{len(row.values)}" + (f" ({row.num_failed} failed)" if row.num_failed else ""),
-            *(
-                (f"{value:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}"), f"{100 * saved:.1f} %",
-                 f"{seconds:.1f} s", f"{speed_up:.2f}x", f"{ideal:.2f}x", f"{100 * speed_up / ideal:.0f} %")
-                if row.values else ("-",) * 6
-            ),
-        ])  # fmt: skip
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+        if not row.values:
+            continue
+        seconds, cpu = statistics.fmean(row.seconds), statistics.fmean(row.cpu_seconds)
+        ideal, speed_up = 1 / (1 - statistics.fmean(row.saved)), full / seconds if seconds else math.nan
+        efficiency = "disturbed" if is_disturbed(row, full) else f"{100 * speed_up / ideal:.0f} %"
+        lines.append([*_name(row), f"{seconds:.1f} s", f"{cpu:.1f} s", f"{speed_up:.2f}x", f"{ideal:.2f}x", efficiency])
+    return _markdown(lines)
+
+
+def is_disturbed(row: Row, full_seconds: float) -> bool:
+    """Return whether a row is faster than what it saved allows, so that its times, or full data's, cannot be right."""
+    seconds = statistics.fmean(row.seconds)
+    return seconds > 0 and full_seconds / seconds * (1 - statistics.fmean(row.saved)) > MOST_EFFICIENCY
+
+
+def in_words(verdict: Verdict) -> str:
+    """Return a verdict for people.
+
+    Example:
+        >>> in_words(Verdict("cannot tell", 3, 0.0, -1.0, 1.0, 0.5, 17))
+        'cannot tell yet: about 17 more seeds'
+    """
+    if verdict.is_decided:
+        return verdict.outcome
+    if math.isnan(verdict.difference) and verdict.num_pairs:
+        return "cannot tell: not finite"
+    more = "over 1000" if verdict.more_seeds is None else f"about {verdict.more_seeds}"
+    return f"cannot tell yet: {more} more seed{'' if verdict.more_seeds == 1 else 's'}"
+
+
+def _against_control(verdict: Verdict) -> str:
+    return {"no worse": "better", "worse": "worse", "cannot tell": "cannot tell"}[verdict.outcome]
+
+
+def _difference(verdict: Verdict | None) -> str:
+    if verdict is None or math.isnan(verdict.difference):
+        return ""
+    ends = "" if math.isinf(verdict.low) else f" [{verdict.low:+.4f}, {verdict.high:+.4f}]"
+    return f"{verdict.difference:+.4f}{ends}"
+
+
+def _name(row: Row) -> tuple[str, str]:
+    return row.label, "" if row.ratio is None else f"{100 * row.ratio:g} %"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return aligned lines of a table; the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     aligned = [
         [
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        for line in cells
+        for line in lines
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in [aligned[0], rule, *aligned[1:]])
 
@@ -117,85 +199,11 @@ def write_csv(runs: Sequence[dict[str, Any]], failed: dict[str, str], metric: st
     """Write one line per run, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["method", "ratio", "seed", "status", metric, "saved", "seconds", "cpu_seconds", "init_args"])
+    writer.writerow(["method", "ratio", "seed", "status", metric, *CSV_COLUMNS, "init_args"])
     for run in runs:
         status = "finished" if "metrics" in run else failed.get(run["name"], "not run")
-        found = [
-            run.get("metrics", {}).get(metric, ""),
-            *(run.get(name, "") for name in ("saved", "seconds", "cpu_seconds")),
-        ]
+        found = [run.get("metrics", {}).get(metric, ""), *(run.get(name, "") for name in CSV_COLUMNS)]
         ratio = "" if run["ratio"] is None else run["ratio"]
         writer.writerow([run["label"], ratio, run["seed"], status, *found, json.dumps(run["init_args"])])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-
-
-def write_markdown(table: str, failed: dict[str, str], notes: Sequence[str], path: Path) -> None:
-    """Write the table, what it is of, and what failed."""
-    parts = ["# Comparison of pruning methods\n", *(f"{note}\n" for note in notes), table]
-    if failed:
-        parts.append("Failed runs:\n")
-        parts.append("".join(f"- `{name}`: {reason}\n" for name, reason in failed.items()))
-    with atomic_write(path) as file:
-        file.write("\n".join(parts).encode())
-
-
-def draw_plots(rows: Sequence[Row], runs: Sequence[dict[str, Any]], metric: str, folder: Path) -> list[Path]:
-    """Draw the metric against saved sample-steps, against wall time, and in the course of the runs.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Expected matplotlib to draw the plots, but it is not installed. Run "
-            "`pip install 'lightning-prune[plot]'` and the same command again: finished runs are kept."
-        ) from error
-    colors = matplotlib.color_sequences["tab10"]
-    labels = list(dict.fromkeys(row.label for row in rows if row.values))
-    color = {label: colors[i % len(colors)] for i, label in enumerate(labels)}
-    marker = {label: "osD^v"[i // len(colors) % 5] for i, label in enumerate(labels)}  # where colors repeat
-
-    def save(name: str, xlabel: str, draw: Any) -> Path:
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel=xlabel, ylabel=metric)
-        draw(axes)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize="small")
-        with atomic_write(folder / name) as file:
-            figure.savefig(file, format="png", dpi=150)
-        return folder / name
-
-    def points(quantity: str, scale: float) -> Any:
-        def draw(axes: Any) -> None:
-            for label in labels:
-                own = [row for row in rows if row.label == label and row.values]
-                spots = sorted(
-                    (scale * mean_and_spread(getattr(row, quantity))[0], *mean_and_spread(row.values)) for row in own
-                )
-                x, y, spread = zip(*spots, strict=True)
-                bars = [0 if math.isnan(s) else s for s in spread]
-                axes.errorbar(x, y, bars, marker=marker[label], capsize=3, label=label, color=color[label])
-
-        return draw
-
-    def curves(axes: Any) -> None:
-        for run in runs:
-            curve = [point for point in run.get("curve", []) if metric in point]
-            if curve:
-                x, y = [point["seconds"] for point in curve], [point[metric] for point in curve]
-                label = None if run["label"] in axes.get_legend_handles_labels()[1] else run["label"]
-                axes.plot(
-                    x, y, color=color[run["label"]], marker=marker[run["label"]], markersize=3, alpha=0.5, label=label
-                )
-
-    plots = [
-        save("metric_vs_saved.png", "saved sample-steps (%)", points("saved", 100)),
-        save("metric_vs_time.png", "wall time (s)", points("seconds", 1)),
-    ]
-    if any(metric in point for run in runs for point in run.get("curve", [])):
-        plots.append(save("time_to_metric.png", "time since the start of training (s)", curves))
-    return plots

@@ -15,7 +15,7 @@ from lightning_prune.core.ratio import UnreachableError, known_curve, measured_c
 from lightning_prune.scoring import StaticPruning
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
-EPOCHS, NUM_SAMPLES, BATCH_SIZE = 16, 800, 32
+EPOCHS, NUM_SAMPLES, BATCH_SIZE = 16, 800, 80
 GIVEN = {
     "StaticPruning": {"scores": torch.arange(float(NUM_SAMPLES))},
     "RHOLoss": {"irreducible_losses": "irreducible.npy"},
