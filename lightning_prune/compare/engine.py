@@ -32,6 +32,7 @@ class Options:
         control: Whether full data is also run for fewer epochs, as many steps as each ratio leaves.
         until_decided: Whether seeds are added until every row has a verdict.
         max_seeds: Most seeds then.
+        first_seed: The first of the seeds.
     """
 
     metric: str | None = None
@@ -40,6 +41,7 @@ class Options:
     control: bool = True
     until_decided: bool = False
     max_seeds: int = 20
+    first_seed: int = 0
 
 
 @final
@@ -163,12 +165,13 @@ class Comparison:
 
     def forecast(self, num_seeds: int) -> str:
         """Return the list of runs, what each method reaches, and about how long it takes; nothing is trained."""
-        per_epoch = self.probed.get("epoch_seconds")
+        per_epoch, seeds = self.probed.get("epoch_seconds"), self._seeds(num_seeds)
+        which = f"seeds {seeds[0]} to {seeds[-1]}"
         pilots = {method.label: self._pilots(method) for method in self.methods}
         lines, specs = [], [spec for own in pilots.values() for spec in own]
         for cell in self._controls():
-            lines.append(f"{cell.label}: seeds 0 to {num_seeds - 1}")
-            specs += [self.spec(cell, seed) for seed in range(num_seeds)]
+            lines.append(f"{cell.label}: {which}")
+            specs += [self.spec(cell, seed) for seed in self._seeds(num_seeds)]
         for method in self.methods:
             setting = method.setting
             for ratio in self.ratios if setting else [None]:
@@ -180,8 +183,8 @@ class Comparison:
                     continue
                 else:
                     told = "run as it is" if setting is None else f"reaches {self._reach(method):.3f}"
-                lines.append(f"{name}: seeds 0 to {num_seeds - 1}; {told}")
-                specs += [self.spec(Cell(method.label, ratio, method), seed) for seed in range(num_seeds)]
+                lines.append(f"{name}: {which}; {told}")
+                specs += [self.spec(Cell(method.label, ratio, method), seed) for seed in self._seeds(num_seeds)]
         left = [spec for spec in specs if not Path(spec["result"]).exists()]
         seconds = None if per_epoch is None else sum(map(cost, left)) * per_epoch / self.runner.num_jobs
         took = "a time that is not known, as the loader has no length" if seconds is None else duration(seconds)
@@ -273,10 +276,13 @@ class Comparison:
             "result": str(folder / "result.json"),
         }
 
+    def _seeds(self, number: int) -> range:
+        return range(self.options.first_seed, self.options.first_seed + number)
+
     def add_seeds(self, cells: Sequence[Cell], num_seeds: int, bar: Bar) -> None:
-        """Run cells, and full data with which they are paired, for seeds 0 to ``num_seeds - 1``; methods take turns."""
+        """Run cells, and full data with which they are paired, for so many seeds; methods take turns."""
         unique = {cell.key: cell for cell in [*self._controls(), *cells]}.values()
-        specs = [self.spec(cell, seed) for seed in range(num_seeds) for cell in unique]
+        specs = [self.spec(cell, seed) for seed in self._seeds(num_seeds) for cell in unique]
         known = {spec["name"] for spec in self.specs}
         new = [spec for spec in specs if spec["name"] not in known]
         self.specs += new

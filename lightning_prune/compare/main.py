@@ -58,7 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
         "run as they are",
     )
     parser.add_argument("--prune_ratios", nargs="+", default=[], metavar="RATIO", help="shares of sample-steps to save")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--until_decided", action="store_true", help="add seeds until every row has a verdict")
     parser.add_argument("--max_seeds", type=int, default=20, help="most seeds then (default: 20)")
     parser.add_argument(
@@ -113,7 +114,7 @@ def _refuse_unknown(parser: argparse.ArgumentParser, overrides: Sequence[str]) -
         name = text.partition("=")[0]
         if not text.startswith("--") or name.removeprefix("--").partition(".")[0].rstrip("+") in _SECTIONS:
             continue
-        near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+        near = difflib.get_close_matches(name.partition(".")[0], known, 1, 0.0)[0]
         raise RefusedError(
             f"Expected arguments of `compare`, or of `fit` that begin with --trainer, --model or --data, but got "
             f"{name}. Did you mean {near}?"
@@ -122,7 +123,14 @@ def _refuse_unknown(parser: argparse.ArgumentParser, overrides: Sequence[str]) -
 
 def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     """Do what the arguments say; return the number of failed runs."""
-    for name, low in (("seeds", 1), ("jobs", 1), ("budget_epochs", 1), ("max_seeds", verdict.MIN_PAIRS), ("margin", 0)):
+    for name, low in (
+        ("seeds", 1),
+        ("first_seed", 0),
+        ("jobs", 1),
+        ("budget_epochs", 1),
+        ("max_seeds", verdict.MIN_PAIRS),
+        ("margin", 0),
+    ):
         value = getattr(options, name)
         if value is not None and not value >= low:
             kind = "a number" if name == "margin" else "an int"
@@ -157,6 +165,7 @@ def _run(
         control=not options.no_control,
         until_decided=options.until_decided,
         max_seeds=options.max_seeds,
+        first_seed=options.first_seed,
     )
     comparison = Comparison(folder, trainer, Processes(options.jobs, fresh=not alone), methods, ratios, judged)
     comparison.check()
