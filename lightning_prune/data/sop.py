@@ -27,7 +27,8 @@ class SOPLoss(nn.Module):
         num_samples: Length of the whole dataset: rows are dataset indices, also if a part is pruned.
         num_classes: C >= 2.
         consistency: Weight of the divergence between predictions on a weak and a strong view. SOP+: 0.9.
-        balance: Weight of the divergence of the batch's mean prediction from uniform. SOP+: 0.1.
+        balance: Weight of the cross entropy of the uniform distribution with the batch's mean prediction, least where
+            that is uniform. SOP+: 0.1.
         generator: CPU generator of the initial values, ``N(0, 1e-8)``. None: a fresh one.
 
     Raises:
@@ -35,8 +36,7 @@ class SOPLoss(nn.Module):
         ValueError: If one is out of range.
 
     Note:
-        The published balance term takes the mean of a scalar, and so does nothing; here it acts. The gradients of u and
-        v are sparse; clipping of the gradient's norm must leave them out.
+        The gradients of u and v are sparse; clipping of the gradient's norm must leave them out.
 
     References:
         Liu et al., "Robust Training under Label Noise by Over-parameterization", ICML 2022, arXiv:2202.14026.

@@ -243,7 +243,8 @@ class AlignPrune(ScoreWrapper):
         Memory: ``4 * window + 4`` bytes a sample, and 56 for ``"pearson"``, which goes by running sums: losses that
         vary by less than a millionth of what they were in the last windows count as constant, and score 0. ``rescale``
         changes no expectation: with the base's weights, the gradient stays unbiased for the noisy data. SeTa slides
-        from low to high scores, that is from the least to the best aligned samples, as published.
+        from low to high scores, as its own code does with losses: here from the least to the best aligned samples.
+        The paper does not say in which order.
 
     References:
         "AlignPrune", CVPR 2026. Missing observations and the instant of the reference's loss are not specified there.

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_prune.core.checks import check_choice, check_ratio
 from lightning_prune.scoring.features.feature_scores import (
     FEATURE_METHODS,
+    FINISHED,
     ONE_VISIT,
     check_parameters,
     score_module,
@@ -48,9 +49,10 @@ class ScoringTrainer(Trainer):
             model: The module.
             datamodule: The data. None: the module has loaders of its own.
             save_to: Score file to write, or the folder for one named after the method.
-            method: What to score by: AUM, DUAL, DynUnc, EL2N, Entropy, Forgetting, GraNd, LeastConfidence, Margin,
-                SmallLoss or TDDS are recorded while the model trains. ContextualDiversity, CRAIG, DeepFool, GLISTER,
-                Herding, KCenter, Moderate, Prune4ReL and SSP take one pass of the trained model.
+            method: What to score by: AUM, DUAL, DynUnc, EL2N, Forgetting, GraNd or TDDS are recorded while the model
+                trains. ContextualDiversity, CRAIG, DeepFool, Entropy, GLISTER, Herding, KCenter, LeastConfidence,
+                Margin, Moderate, Prune4ReL, SmallLoss and SSP take one pass of the trained model, in eval mode over
+                the training loader.
             method_args: Further arguments of the method, such as ``{"window": 5}`` of TDDS.
             prune_ratio: Least share that is going to be pruned, for the methods that choose samples one after another.
             ckpt_path: Checkpoint of the trained model, which is scored in one pass without training; AUM, DUAL,
@@ -70,7 +72,7 @@ class ScoringTrainer(Trainer):
         check_path(save_to)
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
-        one_pass = method in FEATURE_METHODS or (method in ONE_VISIT and ckpt_path is not None)
+        one_pass = method in (*FEATURE_METHODS, *FINISHED) or (method in ONE_VISIT and ckpt_path is not None)
         if one_pass:
             try_parameters(method, parameters)
         recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to) if not one_pass else None

@@ -77,6 +77,20 @@ def test_plus_terms():
     assert extra[0] >= 0.1 * math.log(4) - 1e-6  # -mean log q, least at the uniform q
 
 
+def test_the_balance_acts():
+    """Its gradient is that of -mean log q, q the mean of the corrected predictions."""
+    sop, logits, targets, indices = random_case()
+    sop.u.data.zero_()
+    sop.v.data.zero_()  # nothing is corrected
+    logits.requires_grad_()
+    (expected,) = torch.autograd.grad(-0.1 * logits.softmax(1).mean(0).log().mean(), logits)
+    plain = sop(logits, targets, indices).mean()
+    sop.balance = 0.1
+    (found,) = torch.autograd.grad(sop(logits, targets, indices).mean() - plain, logits)
+    torch.testing.assert_close(found, expected)
+    assert found.norm() > 0.01
+
+
 def test_wrong_labels_are_found():
     """Two blobs, 30 % of the labels flipped: the predictions become the clean labels, and v of wrong ones grows."""
     generator = torch.Generator().manual_seed(0)

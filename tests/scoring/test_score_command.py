@@ -11,7 +11,9 @@ import yaml
 from lightning_prune.cli import main
 from lightning_prune.scoring import load_scores, score_module
 from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS, try_parameters
-from tests.helpers import make_loader
+from lightning_prune.scoring.trackers.entropy import entropy
+from lightning_prune.scoring.trainer import ScoringTrainer
+from tests.helpers import make_dataset, make_loader
 from tests.scoring.helpers import ScoredModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
@@ -71,6 +73,17 @@ def test_a_score_of_a_run(config, capsys):
     highest = [int(i) for i in file.scores.argsort(descending=True, stable=True)[:10]]
     assert "Highest ids: " + ", ".join(f"{i} ({file.scores[i]:.4g})" for i in highest) in summary
     assert "Written to tdds.npz" in summary
+
+
+def test_uncertainty_is_that_of_the_finished_model(tmp_path):
+    trainer = ScoringTrainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    model = CommandModel()
+    file = trainer.score(model, method="Entropy", save_to=str(tmp_path / "entropy.npz"))
+    with torch.no_grad():
+        expected = entropy(model(make_dataset().tensors[0]))
+    torch.testing.assert_close(file.scores, expected)
 
 
 def test_a_trained_module_is_scored_in_one_pass(config, capsys):

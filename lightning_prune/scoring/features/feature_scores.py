@@ -89,7 +89,9 @@ _RULES: dict[str, tuple[_Rule, tuple[str, ...]]] = {
     "SSP": (_ssp, ("num_clusters", "max_iter")),
 }
 """By name: the rule, and the arguments that it takes."""
-ONE_VISIT = ("EL2N", "Entropy", "GraNd", "LeastConfidence", "Margin", "SmallLoss")
+FINISHED = ("Entropy", "LeastConfidence", "Margin", "SmallLoss")
+"""Trackers that papers use on a trained module."""
+ONE_VISIT = ("EL2N", "GraNd", *FINISHED)
 """Trackers that make sense of a single visit: that of a trained module."""
 FEATURE_METHODS = tuple(sorted([*_RULES, "DeepFool"]))
 """Methods that need a trained module; those of :data:`ONE_VISIT` may have one."""
