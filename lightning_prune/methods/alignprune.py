@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -28,6 +30,8 @@ _LOSSES = "align_losses"
 _SUMS = "align_sums"
 _SCORE = "align_score"
 _REFERENCE = "align_reference"
+_PSEUDO_CLEAN = 0.1
+"""Share of the samples that is taken for clean, of a score file."""
 _METRIC = "align_metric"
 _EPOCHS = "align_epochs"
 
@@ -219,7 +223,10 @@ class AlignPrune(ScoreWrapper):
         reference: ``"self"``: the mean of the lower half of each epoch's training losses; needs no clean data.
             Or the name of a metric that the validation loop logs, such as ``"val_loss"``. Or a list of training
             indices known to be clean, of which the mean recorded loss is taken. Or ``"loader"``: the mean loss over
-            ``reference_dataloader()`` of the module or the datamodule, in eval mode after each epoch.
+            ``reference_dataloader()`` of the module or the datamodule, in eval mode after each epoch. Or a
+            pseudo-clean set: what a `StaticPruning` keeps, or the path of a score file (``.npz``), of which the tenth
+            that its rule keeps first is taken; the paper uses SmallLoss and Moderate (table 5). Scores that keep the
+            hardest first, such as AUM or EL2N, would keep wrong labels.
         window: Epochs that are correlated, >= 2. The paper uses 25, and 5 for runs of 10 epochs.
         correlation: ``"pearson"``, ``"spearman"``, ``"cosine"`` or ``"dtw"``; see `alignment_score`.
         missing: Of an epoch that did not train a sample: ``"mask"``: leave it out. ``"hold"``: repeat the last loss.
@@ -258,7 +265,7 @@ class AlignPrune(ScoreWrapper):
     def __init__(
         self,
         base: PruningCallback,
-        reference: str | list[int] = "self",
+        reference: str | list[int] | PruningCallback = "self",
         window: int = 25,
         correlation: Literal["pearson", "spearman", "cosine", "dtw"] = "pearson",
         missing: Literal["mask", "hold"] = "mask",
@@ -285,15 +292,17 @@ class AlignPrune(ScoreWrapper):
         self.min_observed = min_observed
         self.rescale = rescale
         self._loader: Any = None
+        self._clean: Tensor | None = None  # ids of the reference, if it is a part of the training data
 
     @property
     def _metric(self) -> str | None:
         """Name of the logged metric that is the reference, or None."""
-        return self.reference if isinstance(self.reference, str) and self.reference not in ("self", "loader") else None
+        named = isinstance(self.reference, str) and not _is_score_file(self.reference)
+        return self.reference if named and self.reference not in ("self", "loader") else None  # type: ignore[return-value]
 
     def trainer_only(self) -> str | None:
         """Return why the reference, or the base, needs a Trainer."""
-        if isinstance(self.reference, list) or self.reference == "self":
+        if self.reference != "loader" and self._metric is None:
             return self.base.trainer_only()
         source = "`reference_dataloader()`" if self.reference == "loader" else f"the logged metric {self.reference!r}"
         return f'its reference is {source}; use `reference="self"` or a list of clean training indices'
@@ -322,8 +331,7 @@ class AlignPrune(ScoreWrapper):
     def setup_columns(self, registry: SampleTable) -> None:
         """Declare the ring of losses, the reference's and the scores."""
         n, last = registry.num_samples, registry.max_epochs
-        if isinstance(self.reference, list) and max(self.reference) >= n:
-            raise ValueError(f"Expected `reference` indices in [0, {n}), but got {max(self.reference)}.")
+        self._clean = _clean_ids(self.reference, n)
         if last is not None and last < 2 * self.window:
             rank_zero_warn(
                 f"AlignPrune(window={self.window}) ranks by alignment only once {self.window} epochs are recorded: in "
@@ -421,8 +429,8 @@ class AlignPrune(ScoreWrapper):
             return metric
         if self._loader is not None:
             return registry.mean_loss(self._loader)
-        if isinstance(self.reference, list):
-            return finite_mean(registry.losses[torch.tensor(self.reference, device=registry.losses.device)])
+        if self._clean is not None:
+            return finite_mean(registry.losses[self._clean.to(registry.losses.device)])
         losses = record.losses
         if record.num_nonfinite:
             losses = losses[is_finite(losses)]
@@ -439,13 +447,44 @@ class AlignPrune(ScoreWrapper):
         return own | super().metrics(registry)
 
 
-def _check_reference(reference: str | list[int]) -> None:
-    """Raise unless ``reference`` is a name or a list of at least one index."""
+def _is_score_file(reference: object) -> bool:
+    return isinstance(reference, str) and reference.endswith(".npz")
+
+
+def _check_reference(reference: object) -> None:
+    """Raise unless ``reference`` is a name, a file, a static selection, or a list of at least one index."""
+    if _chooses(reference):
+        return
     if isinstance(reference, str):
         if not reference:
             raise ValueError('Expected `reference` to be "self", "loader" or the name of a metric, but got "".')
+        if _is_score_file(reference) and not Path(reference).is_file():
+            raise ValueError(
+                f"Expected `reference` to be a score file, but there is no file '{reference}'. Make one by "
+                f"`lightning-prune score --config run.yaml --method SmallLoss --save_to {reference}`."
+            )
         return
     if not isinstance(reference, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in reference):
-        raise TypeError(f"Expected `reference` to be a string or a list of training indices, but got {reference!r}.")
+        raise TypeError(
+            "Expected `reference` to be a string, a list of training indices or a `StaticPruning`, but got "
+            f"{reference!r}."
+        )
     if not reference or min(reference) < 0:
         raise ValueError(f"Expected `reference` to hold at least one index, none negative, but got {reference}.")
+
+
+def _clean_ids(reference: str | list[int] | PruningCallback, num_samples: int) -> Tensor | None:
+    """Return the training samples that are the reference, or None if it is something else."""
+    if isinstance(reference, list):
+        if max(reference) >= num_samples:
+            raise ValueError(f"Expected `reference` indices in [0, {num_samples}), but got {max(reference)}.")
+        return torch.tensor(reference)
+    chooser: Any = reference
+    if _is_score_file(reference):
+        chooser = importlib.import_module("lightning_prune.scoring").StaticPruning(reference, 1 - _PSEUDO_CLEAN)
+    return chooser.choose(num_samples).indices if _chooses(chooser) else None
+
+
+def _chooses(reference: object) -> bool:
+    """Return whether this is a `StaticPruning`, without an import of it."""
+    return isinstance(reference, PruningCallback) and callable(getattr(reference, "choose", None))

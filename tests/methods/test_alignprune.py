@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import AlignPrune, InfoBatch, OrderDP, RandomPruning, RePB, ScoreRegistry, SeTa, WeightedLossMixin
 from lightning_prune.functional import alignment_score
+from lightning_prune.scoring import StaticPruning, save_scores
 from tests.helpers import Model, PlainModel, make_dataset, make_loader, make_trainer, registry_of
 from tests.reference import alignprune as reference
 from tests.reference.golden import GOLDEN
@@ -313,6 +314,22 @@ def test_reference_metric_only_every_other_epoch():
     known = torch.tensor(method.references).isfinite()
     expected = alignment_score(window[:, known], torch.tensor(method.references)[known], mask=~window[:, known].isnan())
     assert torch.allclose(registry_of(trainer).column("align_score").nan_to_num(9), expected.nan_to_num(9), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["file", "static"])
+def test_reference_by_scores(kind, tmp_path):
+    """A pseudo-clean set: what a static rule keeps of its scores."""
+    path = str(tmp_path / "small.npz")
+    save_scores(path, torch.arange(40.0).flip(0), method="SmallLoss", keep="low")
+    reference = path if kind == "file" else StaticPruning(path, prune_ratio=0.9)
+    method = Watch(base=InfoBatch(anneal_ratio=1.0), reference=reference, window=3)
+    make_trainer(method, max_epochs=4).fit(Model(), make_loader())
+    assert method.references[0] == pytest.approx(float(method.history[0][36:].mean()), rel=1e-6)
+
+
+def test_a_missing_score_file_is_no_metric():
+    with pytest.raises(ValueError, match=r"no file 'gone\.npz'. Make one by `lightning-prune score"):
+        AlignPrune(InfoBatch(), reference="gone.npz")
 
 
 def test_reference_indices():
