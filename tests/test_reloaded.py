@@ -154,9 +154,41 @@ KNOWING = {
     "StaticPruning": lambda: StaticPruning(torch.arange(24.0), 0.5),
     "ScoreRecorder": lambda: ScoreRecorder("EL2N"),
     "PruningMonitor": lambda: PruningMonitor(targets=1),
-    "RePB": RePB,
-    "AlignPrune": lambda: AlignPrune(RePB()),
+    "AlignPrune": lambda: AlignPrune(Fixed()),
 }
+
+
+class Fixed(Keep):
+    takes_new_samples = False
+
+    def __init__(self):
+        super().__init__(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:AlignPrune.window=25. ranks by alignment only once")
+@pytest.mark.parametrize("make", [RePB, lambda: AlignPrune(RePB())])
+def test_attendance_counts_from_when_a_sample_is_there(make):
+    class Weights(Watch):
+        def on_train_epoch_start(self, trainer, pl_module):
+            selection = registry_of(trainer).selection
+            weights = dict(zip(selection.indices.tolist(), weights_of(selection), strict=True))
+            self.weights = [*getattr(self, "weights", []), weights]
+
+    watch, sizes = Weights(), (24, 24, 36, 36, 52, 52, 52)
+    fit(Stages(*sizes), make(), watch)
+    joined = [next(epoch for epoch, size in enumerate(sizes) if i < size) for i in range(52)]
+    for epoch, weights in enumerate(watch.weights):
+        assert sorted(weights) == watch.selected[epoch]
+        assert {i for i in range(52) if joined[i] == epoch} <= set(weights)  # new ones are trained
+        for i, weight in weights.items():
+            attended = sum(i in earlier for earlier in watch.selected[:epoch])
+            expected = (epoch - joined[i]) / attended if attended else 1.0
+            assert weight == pytest.approx(expected, rel=1e-6)
+    assert len(watch.weights[-1]) < 52
+
+
+def weights_of(selection):
+    return [1.0] * len(selection) if selection.weights is None else selection.weights.tolist()
 
 
 @pytest.mark.filterwarnings("ignore:AlignPrune.window=25. ranks by alignment only once", "ignore:Scores are recorded")

@@ -27,6 +27,8 @@ _CHANCE = "repb_chance"
 _RATIO = "repb_ratio"
 _EPOCHS = "repb_epochs"
 _BEFORE = "repb_before"
+_KNOWN = "repb_known"
+_SINCE = "repb_since"
 
 
 def repb_retain(
@@ -237,7 +239,6 @@ class RePB(PruningCallback):
     """
 
     weighs_losses = True
-    takes_new_samples = False  # weights are by attendance in the run's epochs, which later ones have not had
     set_by_ratio = replace(FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95)
 
     def __init__(
@@ -281,6 +282,7 @@ class RePB(PruningCallback):
             registry.add_column(_BEFORE, dtype=torch.int32)
             registry.column(_BEFORE).copy_(registry.counts)
         registry.add_state(_EPOCHS, torch.tensor(0, dtype=torch.int64))
+        registry.add_state(_KNOWN, torch.tensor(registry.num_samples, dtype=torch.int64))
         registry.add_column(_CHANCE, fill=1.0)
         registry.add_state(_RATIO, torch.tensor(self.prune_ratio, dtype=torch.float32))
 
@@ -299,7 +301,11 @@ class RePB(PruningCallback):
         if epochs == 0:
             return kept
         counts = registry.counts - registry.column(_BEFORE) if registry.has_column(_BEFORE) else registry.counts
-        weights = ctr_weights(counts.index_select(0, kept.indices), epochs)
+        counts = counts.index_select(0, kept.indices)
+        new = registry.num_samples > int(registry.state[_KNOWN])  # then some have not attended yet, and weigh 1
+        weights = ctr_weights(counts.masked_fill(counts == 0, epochs) if new else counts, epochs)
+        if registry.has_column(_SINCE):
+            weights = weights * (1 - registry.column(_SINCE).index_select(0, kept.indices) / epochs)
         if not surely_finite(registry.losses):
             weights = weights.where(registry.losses.index_select(0, kept.indices).isfinite(), 1)
         return replace(kept, weights=weights if self.max_weight is None else weights.clamp_(max=self.max_weight))
@@ -307,6 +313,7 @@ class RePB(PruningCallback):
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Set each sample's chance to be in the next epoch, from its window in this one."""
         registry.state[_EPOCHS] += 1
+        self._take_in(registry)
         if len(record.indices) == 0:
             return
         selected = registry.selected
@@ -325,6 +332,14 @@ class RePB(PruningCallback):
         else:
             chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
         registry.state[_RATIO].fill_(ratio)
+
+    def _take_in(self, registry: SampleTable) -> None:
+        """Note since when samples are there that were appended to the dataset: their attendance counts from then on."""
+        known, num_samples = int(registry.state[_KNOWN]), registry.num_samples
+        if num_samples > known:
+            registry.add_column(_SINCE, dtype=torch.int32)
+            registry.column(_SINCE)[known:] = registry.state[_EPOCHS].to(torch.int32) - 1
+            registry.state[_KNOWN].fill_(num_samples)
 
     def _scores(self, registry: SampleTable, record: EpochRecord) -> Tensor:
         """Return the scores ``(m,)`` of the recorded samples."""
