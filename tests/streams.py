@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_prune.data import PrunedStream
-from tests.helpers import Model, make_dataset
+from tests.helpers import Model, make_dataset, make_loader
 
 
 class Stream(IterableDataset):
@@ -39,6 +39,16 @@ class IdModel(Model):
     def training_step(self, batch, batch_idx):
         losses = self.losses(batch)
         return self.weighted_loss(losses, indices=batch[2], **self.outputs)
+
+
+class ModelWithStream(IdModel):
+    """For configurations: brings its loaders."""
+
+    def train_dataloader(self):
+        return make_stream(pruned=True)
+
+    def val_dataloader(self):
+        return make_loader(8)
 
 
 def id_of(sample):

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune import IES, DivBS, InfoBatch, RandomPruning, RHOLoss, ScoreRegistry, Selection, SelectiveBackprop
+from lightning_prune.analysis import PruningMonitor
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.pruned_stream import pruned_streams
 from lightning_prune.data import PrunedStream
+from lightning_prune.scoring import ScoreRecorder
 from lightning_prune.testing.processes import run_ranks, skip_without_fork
 from lightning_prune.testing.task import WeightedModel
 from tests import contract
@@ -594,3 +596,56 @@ def test_the_datasets_own_attributes_are_at_hand():
     assert len(make_dataset()) == 40
     with pytest.raises(AttributeError, match="nothing"):
         _ = stream.nothing
+
+
+STREAM = """
+trainer:
+  max_epochs: 2
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  accelerator: cpu
+  callbacks:
+    - class_path: InfoBatch
+    - class_path: lightning_prune.ScoreRegistry
+      init_args: {num_samples: 40}
+model: tests.streams.ModelWithStream
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_from_yaml(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stream.yaml").write_text(STREAM)
+    from lightning_prune.cli import main
+
+    main(["fit", "--config", "stream.yaml"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_of_a_stream(tmp_path):
+    """Collected as from a map-style dataset in the same order."""
+    found = []
+    for by_ids, loader in ((False, make_loader(shuffle=False)), (True, make_stream(shuffle=False))):
+        recorder = ScoreRecorder(["EL2N", "Forgetting"], save_to=str(tmp_path / str(by_ids)))
+        model = IdModel() if by_ids else Model()
+        make_trainer(ScoreRegistry(num_samples=40 if by_ids else None), recorder).fit(model, loader)
+        found.append([torch.as_tensor(tracker.compute()) for tracker in recorder.trackers])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_monitor_on_a_stream():
+    class Labelled(Stream):
+        targets = make_dataset().tensors[1]
+
+    monitor = PruningMonitor(targets="targets")
+    trainer, _ = fit(DataLoader(PrunedStream(Labelled(), id_of), 4), Keep(1.0, 0.5), monitor)
+    assert trainer.callback_metrics["prune/usage_mean"] == 3.0
+    assert len(monitor.history) == EPOCHS
+    assert monitor.history[0]["class_kept_min"] == 1.0
+    with pytest.raises(MisconfigurationException, match="got a stream.*gradient_every_n_epochs=0"):
+        fit(make_stream(), Keep(0.5), PruningMonitor(gradient_every_n_epochs=1))
+    with pytest.raises(MisconfigurationException, match=r"PruningMonitor logs.*ScoreRegistry\(num_samples=N\)"):
+        make_trainer(DivBS(0.5), PruningMonitor()).fit(IdModel(), make_stream())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +20,7 @@ from lightning_prune.core.rng import make_generator, permutation
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.registry import ScoreRegistry
+from lightning_prune.trainer.streams import is_stream
 
 STATE_VERSION = 1
 _MOST_CLASSES = 20
@@ -32,10 +34,15 @@ _MOST_NAMED = 10
 """Classes that a warning names."""
 
 
-def dataset_column(dataset: Dataset[Any], name: str | int) -> Tensor:
+def dataset_column(dataset: Dataset[Any], name: str | int, num_samples: int | None = None) -> Tensor:
     """Return a value per sample ``(n,)`` that a dataset holds: an attribute, or a position in a `TensorDataset`.
 
     Looks through `torch.utils.data.Subset`.
+
+    Args:
+        dataset: The dataset.
+        name: What holds the values.
+        num_samples: How many samples there are; None: as many as the dataset's length, which a stream has not got.
 
     Raises:
         MisconfigurationException: If there is no such thing, or not one value per sample.
@@ -53,9 +60,10 @@ def dataset_column(dataset: Dataset[Any], name: str | int) -> Tensor:
             "(for a `TensorDataset`, the position of the tensor)."
         )
     values = torch.as_tensor(found)
-    if values.dim() != 1 or len(values) != len(dataset):  # type: ignore[arg-type]
+    num_samples = len(dataset) if num_samples is None else num_samples  # type: ignore[arg-type]
+    if values.dim() != 1 or len(values) != num_samples:
         raise MisconfigurationException(
-            f"Expected {name!r} of the training dataset to hold one value for each of its {len(dataset)} samples, "  # type: ignore[arg-type]
+            f"Expected {name!r} of the training dataset to hold one value for each of its {num_samples} samples, "
             f"but got shape {tuple(values.shape)}."
         )
     return values
@@ -144,12 +152,14 @@ class PruningMonitor(TrainerCallback):
         self.history = []
         if not registry.takes_part:
             return
-        dataset = registry.planned_loader.original.dataset
-        self._classes = None if self.targets is None else dataset_column(dataset, self.targets).long().cpu()
+        loader: Any = registry.planned_loader.original
+        _check_stream(registry, self.gradient_every_n_epochs > 0)
+        look_up = partial(dataset_column, getattr(loader, "dataset", loader), num_samples=registry.num_samples)
+        self._classes = None if self.targets is None else look_up(self.targets).long().cpu()
         self._warned = False
-        self._flips = None if self.flipped is None else dataset_column(dataset, self.flipped).bool().cpu()
+        self._flips = None if self.flipped is None else look_up(self.flipped).bool().cpu()
         if self.clean_targets is not None and self._classes is not None:
-            self._flips = torch.ne(dataset_column(dataset, self.clean_targets).long().cpu(), self._classes)
+            self._flips = torch.ne(look_up(self.clean_targets).long().cpu(), self._classes)
         if registry.epoch == 0:
             self._logged, self._selected, self._absent = -1, {}, []
         if registry.session.running is not None:  # resumed in mid-epoch: this epoch's start has passed
@@ -232,6 +242,20 @@ class PruningMonitor(TrainerCallback):
             epoch: torch.from_numpy(np.flatnonzero(np.unpackbits(bits.cpu().numpy())))
             for epoch, bits in state_dict["selected"].items()
         }
+
+
+def _check_stream(registry: ScoreRegistry, gradients: bool) -> None:
+    """Refuse a stream of which nothing is known by sample, or single samples would have to be read."""
+    if registry.num_samples == 0:
+        raise MisconfigurationException(
+            "Expected the number of samples of the stream, whose use PruningMonitor logs, but it is not known. Add "
+            "`ScoreRegistry(num_samples=N)` to the callbacks, and write `self.weighted_loss(losses, indices=ids)`."
+        )
+    if gradients and is_stream(registry.planned_loader.original):
+        raise MisconfigurationException(
+            "Expected a map-style dataset to compare gradients, but got a stream, from which single samples cannot be "
+            "read. Pass `gradient_every_n_epochs=0`."
+        )
 
 
 def _usage(counts: Tensor) -> dict[str, float]:
