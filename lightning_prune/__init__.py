@@ -68,7 +68,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "scoring", "testing"})
+_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "schedules", "scoring", "testing"})
 
 
 def __getattr__(name: str) -> Any:

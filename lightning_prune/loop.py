@@ -232,6 +232,7 @@ class Pruner:
         if (told := self._stretch.complaint(steps)) is not None:
             warn_on_first_rank(told, self._session.rank)
         self._steps_before += steps
+        self._table.global_step = self._steps_before
         self.metrics = {name: float(value) for name, value in self._session.end_epoch().items()}
 
     def _batches(self) -> Iterator[Any]:

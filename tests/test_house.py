@@ -15,7 +15,7 @@ FLOORS = [
     {"trainer"},
     {"loop"},
     {"methods", "scoring"},
-    {"analysis", "data", "functional"},
+    {"analysis", "data", "functional", "schedules"},
     {""},  # the package's own `__init__`
     {"mistakes"},
     {"cli"},

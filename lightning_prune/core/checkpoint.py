@@ -47,6 +47,7 @@ def pack(table: SampleTable, running: Running | None, ranks: list[dict[str, Any]
         "epoch": table.epoch,
         "trained_steps": table.trained_steps,
         "full_steps": table.full_steps,
+        "global_step": table.global_step,
         **table.state_columns(),
         "open": running is not None,
         "ranks": ranks,
@@ -88,6 +89,8 @@ def unpack(state: dict[str, Any], table: SampleTable, num_samples: int, device: 
     table.load_columns({**state, **unknown}, num_samples, device)
     table.epoch = state["epoch"]
     table.trained_steps, table.full_steps = state["trained_steps"], state["full_steps"]
+    if state["open"]:  # its selection may depend on where in the run it began
+        table.global_step = state.get("global_step", table.global_step)
 
 
 def without_method(state: dict[str, Any], method: str | None) -> dict[str, Any]:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
+
+from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.moment import Moment
+
+Ratio = float | Callable[[float], float]
+"""A ratio, or a schedule of it: a function of the run's progress, in [0, 1]; see `lightning_prune.schedules`."""
 
 Arguments = Mapping[str, Any]
 Curve = Sequence[tuple[float, float]]
@@ -22,14 +28,49 @@ class UnreachableError(ValueError):
     """A share that a method cannot save; the message says which it can."""
 
 
-def after_warmup(max_epochs: int, given: Arguments) -> float:
-    """Return the share of a run's epochs that may prune, of a method that does in all but the warm-up."""
-    return float(1 - min(1, given.get("warmup_epochs", 0) / max_epochs))
+def check_schedule(name: str, value: object, **bounds: Any) -> None:
+    """Raise unless ``value`` is a ratio for which :func:`check_ratio` holds, or a function of the progress to such.
+
+    A function is asked at every hundredth of the run.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        bounds: Those of :func:`check_ratio`.
+
+    Raises:
+        TypeError: If it is neither, or the function does not return numbers.
+        ValueError: If it is out of range.
+    """
+    if not callable(value):
+        check_ratio(name, value, **bounds)
+        return
+    for hundredth in range(101):
+        ratio_at(name, value, hundredth / 100, **bounds)
 
 
-def after_first(max_epochs: int, given: Arguments) -> float:
-    """Return the share of a run's epochs that may prune, of a method that never does in the first one."""
-    return after_warmup(max_epochs, {"warmup_epochs": max(1, given.get("warmup_epochs", 0))})
+def ratio_at(name: str, value: Ratio, progress: float, **bounds: Any) -> float:
+    """Return the ratio that holds at a point of the run, checked as :func:`check_ratio` does.
+
+    Example:
+        >>> ratio_at("prune_ratio", lambda progress: 0.5 * progress, 0.5)
+        0.25
+    """
+    if not callable(value):
+        return value
+    ratio = value(progress)
+    check_ratio(f"{name}({progress:g})", ratio, **bounds)
+    return float(ratio)
+
+
+def always(moment: Moment, given: Arguments) -> float:
+    """Return 1: a method that may prune each epoch after the warm-up."""
+    return 1.0
+
+
+def after_first(moment: Moment, given: Arguments) -> float:
+    """Return 1, but 0 for the first epoch, in which nothing is known."""
+    return float(moment.epoch > 0)
 
 
 def as_prune_ratio(drop: float) -> dict[str, Any]:
@@ -45,16 +86,25 @@ class RatioSetting:
     Args:
         arguments: The arguments of the method that leave out a share of what it may prune.
         most: Largest such share that is asked for.
-        prunable: Share of a run's sample-steps that it may prune, by the number of epochs and all of its arguments.
+        active: Share of an epoch that it may prune, in [0, 1], by its place in the run and all of its arguments; the
+            warm-up left aside.
+        read_in: Where it reads the arguments: in ``select`` for the epoch that begins, in ``on_epoch_recorded`` for the
+            next one, or in ``setup_columns`` for the whole run. A method that picks within batches reads them in each.
         pilots: Shares at which a run has to measure what is saved, as it depends on the losses. None: it does not.
         bound: Why it reaches no further, and what to do.
     """
 
     arguments: Callable[[float], dict[str, Any]] = as_prune_ratio
     most: float = 0.99
-    prunable: Callable[[int, Arguments], float] = after_warmup
+    active: Callable[[Moment, Arguments], float] = always
+    read_in: Literal["select", "on_epoch_recorded", "setup_columns"] = "select"
     pilots: tuple[float, ...] = ()
     bound: str = "Epochs of the warm-up are full."
+
+    def prunable(self, max_epochs: int, given: Arguments) -> float:
+        """Return the share of a run's sample-steps that it may prune, by its epochs and all of its arguments."""
+        epochs = range(given.get("warmup_epochs", 0), max_epochs)
+        return sum(self.active(Moment(epoch, max_epochs), given) for epoch in epochs) / max_epochs
 
     def fixed_by(self, given: Arguments) -> bool:
         """Return whether a method with these arguments has its ratio already."""
@@ -65,7 +115,7 @@ class RatioSetting:
         return replace(self, pilots=tuple(sorted({*self.pilots, *pilots})))
 
 
-FIRST_FULL = RatioSetting(prunable=after_first, bound="Its first epoch is full.")
+FIRST_FULL = RatioSetting(active=after_first, bound="Its first epoch is full.")
 """Of methods that leave out a fixed share of each epoch but the first."""
 
 MEASURED = RatioSetting(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import save_table
+from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import EpochPlan, Selection
 
 _UNANSWERED = "unanswered"
@@ -151,9 +152,11 @@ class SampleTable(ABC):
     @property
     def progress(self) -> float:
         """Share of the run that is done: of ``max_steps``, or else, by whole epochs, of ``max_epochs``."""
-        if self.max_steps is not None:
-            return self.global_step / self.max_steps
-        return self.epoch / self.max_epochs if self.max_epochs else 0.0
+        return self.moment(self.epoch).progress
+
+    def moment(self, epoch: int) -> Moment:
+        """Return the start of an epoch as a point of the run, with the optimizer steps done so far."""
+        return Moment(epoch, self.max_epochs, self.global_step, self.max_steps)
 
     def column(self, name: str) -> Tensor:
         """Return a column that a method declared, ``(n,)`` or ``(slots, n)``; writes to it are kept and checkpointed.

@@ -11,6 +11,7 @@ from lightning_prune.core.arrays import is_finite
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.ratio import Ratio, check_schedule, ratio_at
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -59,7 +60,7 @@ class PeriodicPruning(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float,
+        prune_ratio: Ratio,
         every_n_epochs: int,
         smoothing: float,
         *,
@@ -69,7 +70,7 @@ class PeriodicPruning(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_int("every_n_epochs", every_n_epochs, low=1)
         check_ratio("smoothing", smoothing, closed_low=False, closed_high=True)
         self.prune_ratio = prune_ratio
@@ -92,7 +93,8 @@ class PeriodicPruning(PruningCallback):
         """Choose anew if it is time, else return the choice in force."""
         if not self._chooses(epoch):
             return Selection.from_mask(registry.column(_CHOSEN))
-        return self.choose(registry, num_keep(registry.num_samples, 1 - self.prune_ratio), generator)
+        ratio = ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress)
+        return self.choose(registry, num_keep(registry.num_samples, 1 - ratio), generator)
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Update the statistics, and note a new choice."""

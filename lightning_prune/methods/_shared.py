@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.checks import check_ratio
+from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import num_keep
+from lightning_prune.core.ratio import Ratio, ratio_at
 from lightning_prune.core.step import StepRecord
-from lightning_prune.core.table import SampleTable
 
 _NOT_ONE = 0.02
 """How far from 1 the sum of a row of probabilities may be: in bfloat16 each of many has been rounded."""
@@ -26,16 +27,16 @@ def num_pruning_epochs(max_epochs: int, anneal_ratio: float) -> int:
     return math.floor(max_epochs * anneal_ratio + 1e-9)
 
 
-def is_annealing(registry: SampleTable, epoch: int, anneal_ratio: float) -> bool:
-    """Return whether ``epoch`` belongs to the last part of the run, which trains without pruning.
+def is_annealing(moment: Moment, anneal_ratio: float) -> bool:
+    """Return whether an epoch belongs to the last part of the run, which trains without pruning.
 
     Runs limited by ``max_epochs`` are divided by epochs; runs limited by ``max_steps``, by optimizer steps done at the
     epoch's start. A run without a limit never anneals.
     """
     check_ratio("anneal_ratio", anneal_ratio, closed_high=True)
-    if registry.max_epochs is not None and epoch >= num_pruning_epochs(registry.max_epochs, anneal_ratio):
+    if moment.max_epochs is not None and moment.epoch >= num_pruning_epochs(moment.max_epochs, anneal_ratio):
         return True
-    return registry.max_steps is not None and registry.global_step >= registry.max_steps * anneal_ratio
+    return moment.max_steps is not None and moment.step >= moment.max_steps * anneal_ratio
 
 
 def output_grads(step: StepRecord, method: str) -> Tensor:
@@ -106,6 +107,11 @@ def output_grad_norm(step: StepRecord, method: str) -> Tensor:
         return torch.linalg.vector_norm(output_grads(step, method), dim=1)  # type: ignore[no-any-return]
     norms = step.grad_norm.float()
     return norms if step.sample_weight is None else norms * step.sample_weight.float().abs()
+
+
+def ratio_of_step(step: StepRecord, prune_ratio: Ratio) -> float:
+    """Return the share of a batch to leave out, which may be a schedule, for the step that runs."""
+    return ratio_at("prune_ratio", prune_ratio, 0.0 if step.registry is None else step.registry.progress)
 
 
 def num_picks(step: StepRecord, size: int, keep_ratio: float) -> int:

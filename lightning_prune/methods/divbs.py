@@ -7,12 +7,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.checks import check_int, check_ratio
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import num_picks, output_grads
+from lightning_prune.methods._shared import num_picks, output_grads, ratio_of_step
 from lightning_prune.trainer.callback import PruningCallback
 
 _EXHAUSTED = 1e-10
@@ -107,7 +107,7 @@ class DivBS(PruningCallback):
     with features the inputs of the last layer; it is run up to that call.
 
     Args:
-        prune_ratio: Share of a batch left out, in [0, 1). At least one sample stays.
+        prune_ratio: Share of a batch left out, in [0, 1), or a schedule. At least one sample stays.
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything.
         scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter. Here they are not.
@@ -131,7 +131,7 @@ class DivBS(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.5,
+        prune_ratio: Ratio = 0.5,
         *,
         seed: int | None = None,
         warmup_epochs: int = 0,
@@ -139,12 +139,12 @@ class DivBS(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         self.prune_ratio = prune_ratio
 
     def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether there is anything to leave out."""
-        return self.prune_ratio > 0
+        return ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress) > 0
 
     def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
         """Pick by the gradients of the last layer."""
@@ -154,5 +154,5 @@ class DivBS(PruningCallback):
                 "Expected the features of the last layer, which DivBS needs, but the training step passed none. "
                 "Return `self.weighted_loss(losses, logits=logits, targets=targets, features=features)`."
             )
-        k = num_picks(step, len(grads), 1 - self.prune_ratio)
+        k = num_picks(step, len(grads), 1 - ratio_of_step(step, self.prune_ratio))
         return divbs(grads / len(grads), step.features.flatten(1), k, generator=generator).sort().values

@@ -11,7 +11,7 @@ from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import FIRST_FULL
+from lightning_prune.core.ratio import FIRST_FULL, Ratio
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import infinite_where_nonfinite
 from lightning_prune.core.table import SampleTable
@@ -82,7 +82,7 @@ class EpsilonGreedy(PeriodicPruning):
     number of samples. Nothing is re-weighted and nothing anneals.
 
     Args:
-        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         epsilon: Share of the kept places that are filled at random, in [0, 1].
         every_n_epochs: Epochs from one choice to the next, at least 1.
         smoothing: Weight of a new loss in a sample's average, in (0, 1]; the first loss starts it.
@@ -111,7 +111,7 @@ class EpsilonGreedy(PeriodicPruning):
 
     def __init__(
         self,
-        prune_ratio: float = 0.3,
+        prune_ratio: Ratio = 0.3,
         epsilon: float = 0.1,
         every_n_epochs: int = 10,
         smoothing: float = 0.3,

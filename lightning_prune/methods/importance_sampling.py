@@ -13,7 +13,7 @@ from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.plan import num_keep as count_kept
-from lightning_prune.core.ratio import FIRST_FULL
+from lightning_prune.core.ratio import FIRST_FULL, Ratio, check_schedule, ratio_at
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import count_nonfinite, finite_mean
 from lightning_prune.core.step import StepRecord
@@ -134,7 +134,7 @@ class ImportanceSampling(PruningCallback):
     on everything. Every epoch has the same number of samples, and nothing anneals.
 
     Args:
-        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         smoothing: Weight of the old importance against a new one, in [0, 1). 0: the last one counts.
         floor: Least importance in force, as a share of the mean one, in [0, 1]: it bounds the weights. 0: a millionth.
             1: samples below the mean are all alike.
@@ -168,7 +168,7 @@ class ImportanceSampling(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.3,
+        prune_ratio: Ratio = 0.3,
         smoothing: float = 0.3,
         floor: float = 0.1,
         *,
@@ -178,7 +178,7 @@ class ImportanceSampling(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_ratio("smoothing", smoothing)
         check_ratio("floor", floor, closed_high=True)
         self.prune_ratio = prune_ratio
@@ -197,7 +197,8 @@ class ImportanceSampling(PruningCallback):
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw by importance, and weigh by the inverse of the chance."""
-        k = count_kept(registry.num_samples, 1 - self.prune_ratio)
+        ratio = ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress)
+        k = count_kept(registry.num_samples, 1 - ratio)
         if epoch == 0 or k == registry.num_samples:
             return Selection.all(registry.num_samples)
         importance = first_where_unknown(registry.column(_IMPORTANCE), registry)

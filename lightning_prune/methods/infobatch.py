@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_prune.core.arrays import count_true
 from lightning_prune.core.checks import check_choice, check_ratio, check_scores
+from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import Selection, random_submask
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Arguments, Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import below, finite_mean
 from lightning_prune.core.table import SampleTable
@@ -72,6 +73,11 @@ def infobatch(
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
 
 
+def _active(moment: Moment, given: Arguments) -> float:
+    """Return whether an epoch leaves something out: not the first, in which nothing is known, nor those at the end."""
+    return float(moment.epoch > 0 and not is_annealing(moment, given["anneal_ratio"]))
+
+
 @final
 class InfoBatch(PruningCallback):
     """Skip a share of the samples whose loss is below the mean; ``prune_ratio`` is that share, not of all samples.
@@ -82,7 +88,7 @@ class InfoBatch(PruningCallback):
     everything ("annealing").
 
     Args:
-        prune_ratio: Share of the below-mean samples left out, in [0, 1). Default 0.5, as in the paper.
+        prune_ratio: Share of the below-mean samples left out, in [0, 1), or a schedule. Default 0.5, as in the paper.
         anneal_ratio: Share of the run after which every epoch is full, in [0, 1]: epoch e (from 0) prunes if
             ``e + 1 <= max_epochs * anneal_ratio``. 1: prune to the end.
         mode: ``"exact"`` (a fixed count, lower variance) or ``"bernoulli"`` (independent coins, as in the paper).
@@ -106,6 +112,7 @@ class InfoBatch(PruningCallback):
     weighs_losses = True
     set_by_ratio = RatioSetting(
         most=0.9,
+        active=_active,
         pilots=(0.5,),
         bound="It only leaves out samples below the mean loss, at most 90 % of them since the others weigh 10, not "
         "in the first epoch and not while it anneals (`anneal_ratio`). Leave it out at this ratio, or give it with "
@@ -114,7 +121,7 @@ class InfoBatch(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.5,
+        prune_ratio: Ratio = 0.5,
         anneal_ratio: float = 0.875,
         mode: Literal["exact", "bernoulli"] = "exact",
         *,
@@ -124,7 +131,7 @@ class InfoBatch(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_ratio("anneal_ratio", anneal_ratio, closed_high=True)
         check_choice("mode", mode, ("exact", "bernoulli"))
         self.prune_ratio = prune_ratio
@@ -133,6 +140,8 @@ class InfoBatch(PruningCallback):
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Prune by the registry's scores, or keep everything in the annealing phase."""
-        if is_annealing(registry, epoch, self.anneal_ratio):
+        moment = registry.moment(epoch)
+        if is_annealing(moment, self.anneal_ratio):
             return Selection.all(registry.num_samples, registry.scores.device)
-        return infobatch(registry.scores, self.prune_ratio, mode=self.mode, generator=generator)
+        ratio = ratio_at("prune_ratio", self.prune_ratio, moment.progress)
+        return infobatch(registry.scores, ratio, mode=self.mode, generator=generator)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
-from lightning_prune.core.checks import check_int, check_ratio, check_scores
+from lightning_prune.core.checks import check_int, check_scores
 from lightning_prune.core.plan import Selection, num_keep, random_submask
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import infinite_where_nonfinite
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
+
+_BOUNDS = {"closed_low": False, "closed_high": True}
 
 
 def orderdp(
@@ -112,8 +114,9 @@ class OrderDP(PruningCallback):
     every sample is met.
 
     Args:
-        explore_ratio: Share s / n of all samples that become candidates, in (0, 1].
-        exploit_ratio: Share q / s of the candidates that are trained, in (0, 1]. 1: dynamic random pruning.
+        explore_ratio: Share s / n of all samples that become candidates, in (0, 1], or a schedule.
+        exploit_ratio: Share q / s of the candidates that are trained, in (0, 1], or a schedule. 1: random
+            pruning.
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything.
         scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
@@ -135,8 +138,8 @@ class OrderDP(PruningCallback):
 
     def __init__(
         self,
-        explore_ratio: float = 0.75,
-        exploit_ratio: float = 0.8,
+        explore_ratio: Ratio = 0.75,
+        exploit_ratio: Ratio = 0.8,
         *,
         seed: int | None = None,
         warmup_epochs: int = 0,
@@ -144,12 +147,16 @@ class OrderDP(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("explore_ratio", explore_ratio, closed_low=False, closed_high=True)
-        check_ratio("exploit_ratio", exploit_ratio, closed_low=False, closed_high=True)
+        check_schedule("explore_ratio", explore_ratio, **_BOUNDS)
+        check_schedule("exploit_ratio", exploit_ratio, **_BOUNDS)
         self.explore_ratio = explore_ratio
         self.exploit_ratio = exploit_ratio
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw this epoch's candidates and keep the hardest."""
-        explore_size = num_keep(registry.num_samples, self.explore_ratio)
-        return orderdp(registry.scores, explore_size, num_keep(explore_size, self.exploit_ratio), generator=generator)
+        progress = registry.moment(epoch).progress
+        explore_size = num_keep(
+            registry.num_samples, ratio_at("explore_ratio", self.explore_ratio, progress, **_BOUNDS)
+        )
+        exploit_size = num_keep(explore_size, ratio_at("exploit_ratio", self.exploit_ratio, progress, **_BOUNDS))
+        return orderdp(registry.scores, explore_size, exploit_size, generator=generator)

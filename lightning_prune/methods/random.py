@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 
-from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.checks import check_int
 from lightning_prune.core.plan import Selection, num_keep, random_submask
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -36,7 +36,7 @@ class RandomPruning(PruningCallback):
     no losses are needed: a module that cannot be edited, without `WeightedLossMixin`, will do.
 
     Args:
-        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         rescale: Weight kept samples by ``n / k`` instead of 1.
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything.
@@ -57,7 +57,7 @@ class RandomPruning(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.3,
+        prune_ratio: Ratio = 0.3,
         rescale: bool = False,
         *,
         seed: int | None = None,
@@ -66,7 +66,7 @@ class RandomPruning(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         self.prune_ratio = prune_ratio
         self.rescale = rescale
         self.ranks_by_scores = False
@@ -75,7 +75,8 @@ class RandomPruning(PruningCallback):
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw this epoch's subset."""
         n = registry.num_samples
-        selection = random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
+        ratio = ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress)
+        selection = random_subset(n, num_keep(n, 1 - ratio), generator=generator)
         if self.rescale:
             return replace(selection, weights=torch.full((len(selection),), n / len(selection), dtype=torch.float32))
         return selection

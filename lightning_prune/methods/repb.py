@@ -13,7 +13,7 @@ from lightning_prune.core.arrays import count_true, ids_of, is_finite
 from lightning_prune.core.checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import FIRST_FULL
+from lightning_prune.core.ratio import FIRST_FULL, Ratio, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.step import StepRecord
@@ -29,6 +29,7 @@ _EPOCHS = "repb_epochs"
 _BEFORE = "repb_before"
 _KNOWN = "repb_known"
 _SINCE = "repb_since"
+_BOUNDS = {"closed_low": False, "closed_high": True}
 
 
 def repb_retain(
@@ -209,14 +210,14 @@ class RePB(PruningCallback):
 
     Args:
         prune_ratio: Probability with which a sample below its window's mean leaves, and with which an absent one stays
-            away, in [0, 1).
+            away, in [0, 1), or a schedule.
         window_batches: Steps in a window; a step is the union of all ranks' batches. The paper finds 1-4 best; a window
             should hold some 64 samples.
         score: ``"loss"``, or ``"grad_norm"``: the norm of the loss's gradient by the logits, which needs
             ``self.weighted_loss(losses, logits=logits, targets=targets)``.
         rule: ``"mean"``, or ``"importance"``: as many stay, but with chances in proportion to their score.
-        target_keep: Share of the samples to keep, in (0, 1]. The probability is then derived each epoch from the
-            measured number below the mean, and ``prune_ratio`` is not used. None: off.
+        target_keep: Share of the samples to keep, in (0, 1], or a schedule. The probability is then derived each epoch
+            from the measured number below the mean, and ``prune_ratio`` is not used. None: off.
         max_weight: Upper bound of a weight, at least 1. None: a sample that was long away returns with a large one.
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything (the first always does).
@@ -239,15 +240,17 @@ class RePB(PruningCallback):
     """
 
     weighs_losses = True
-    set_by_ratio = replace(FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95)
+    set_by_ratio = replace(
+        FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95, read_in="on_epoch_recorded"
+    )
 
     def __init__(
         self,
-        prune_ratio: float = 0.5,
+        prune_ratio: Ratio = 0.5,
         window_batches: int = 1,
         score: Literal["loss", "grad_norm"] = "loss",
         rule: Literal["mean", "importance"] = "mean",
-        target_keep: float | None = None,
+        target_keep: Ratio | None = None,
         max_weight: float | None = None,
         *,
         seed: int | None = None,
@@ -256,12 +259,12 @@ class RePB(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_int("window_batches", window_batches, low=1)
         check_choice("score", score, ("loss", "grad_norm"))
         check_choice("rule", rule, ("mean", "importance"))
         if target_keep is not None:
-            check_ratio("target_keep", target_keep, closed_low=False, closed_high=True)
+            check_schedule("target_keep", target_keep, **_BOUNDS)
         if max_weight is not None:
             check_number("max_weight", max_weight, "a number >= 1 or None", max_weight >= 1)
         self.prune_ratio = prune_ratio
@@ -284,7 +287,8 @@ class RePB(PruningCallback):
         registry.add_state(_EPOCHS, torch.tensor(0, dtype=torch.int64))
         registry.add_state(_KNOWN, torch.tensor(registry.num_samples, dtype=torch.int64))
         registry.add_column(_CHANCE, fill=1.0)
-        registry.add_state(_RATIO, torch.tensor(self.prune_ratio, dtype=torch.float32))
+        ratio = ratio_at("prune_ratio", self.prune_ratio, registry.progress)
+        registry.add_state(_RATIO, torch.tensor(ratio, dtype=torch.float32))
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return the gradient norms, if they are the score."""
@@ -322,7 +326,8 @@ class RePB(PruningCallback):
         unanswered, num_low = registry.unanswered, count_true(low)
         if unanswered is not None:
             num_low += count_true(unanswered & selected)
-        ratio = self._ratio(registry.num_samples, count_true(selected), num_low)
+        progress = registry.moment(registry.epoch + 1).progress
+        ratio = self._ratio(progress, registry.num_samples, count_true(selected), num_low)
         chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
         if unanswered is not None:
             chance.masked_fill_(unanswered, 1 - ratio)
@@ -358,17 +363,18 @@ class RePB(PruningCallback):
         num_full, rest = divmod(len(record.losses), size)
         return torch.tensor([size] * num_full + [rest] * (rest > 0))
 
-    def _ratio(self, num_samples: int, num_trained: int, num_low: int) -> float:
+    def _ratio(self, progress: float, num_samples: int, num_trained: int, num_low: int) -> float:
         """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.
 
         The next epoch has ``n - ratio * (low + absent)`` samples. The ratio never goes more than half the way from the
         one that holds the target forever to 1, which would never let an absentee return.
         """
         if self.target_keep is None:
-            return self.prune_ratio
-        drop = 1 - self.target_keep
+            return ratio_at("prune_ratio", self.prune_ratio, progress)
+        target_keep = ratio_at("target_keep", self.target_keep, progress, **_BOUNDS)
+        drop = 1 - target_keep
         share_low = max(num_low, 1) / num_trained
-        steady = drop / (drop + self.target_keep * share_low)
+        steady = drop / (drop + target_keep * share_low)
         candidates = max(num_low + num_samples - num_trained, 1)
         return min(drop * num_samples / candidates, (1 + steady) / 2)
 

@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune.core.checks import check_ratio
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import num_picks, random_order
+from lightning_prune.methods._shared import num_picks, random_order, ratio_of_step
 from lightning_prune.trainer.callback import PruningCallback
 
 _COLUMN = "irreducible_losses"
@@ -34,7 +33,7 @@ class RHOLoss(PruningCallback):
     its call of ``weighted_loss``.
 
     Args:
-        prune_ratio: Share of a batch left out, in [0, 1). At least one sample stays.
+        prune_ratio: Share of a batch left out, in [0, 1), or a schedule. At least one sample stays.
         irreducible_losses: File of the irreducible losses ``(n,)`` by sample id: what ``ScoreRegistry.save`` wrote in
             the run of a model trained on held-out data (column ``losses``), a score file, or an array in ``.npy``.
             The losses must come from a model that was not trained on the sample in question.
@@ -66,7 +65,7 @@ class RHOLoss(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.9,
+        prune_ratio: Ratio = 0.9,
         irreducible_losses: str | PathLike[str] = "",
         *,
         seed: int | None = None,
@@ -75,7 +74,7 @@ class RHOLoss(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         if not isinstance(irreducible_losses, str | PathLike) or not str(irreducible_losses):
             raise ValueError(
                 "Expected `irreducible_losses` to be the path of a file with one loss per training sample, but got "
@@ -98,14 +97,14 @@ class RHOLoss(PruningCallback):
 
     def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether there is anything to leave out."""
-        return self.prune_ratio > 0
+        return ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress) > 0
 
     def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
         """Take the samples with the highest reducible loss; ties are broken at random."""
         assert step.registry is not None  # noqa: S101  (narrowing: set by the registry)
         irreducible = step.registry.column(_COLUMN).index_select(0, step.indices)
         reducible = step.recorded_losses - irreducible
-        k = num_picks(step, len(reducible), 1 - self.prune_ratio)
+        k = num_picks(step, len(reducible), 1 - ratio_of_step(step, self.prune_ratio))
         return random_order(reducible, generator)[-k:].sort().values
 
 

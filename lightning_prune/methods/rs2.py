@@ -7,15 +7,19 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.checks import check_int, check_ratio
+from lightning_prune.core.arrays import count_true
+from lightning_prune.core.checks import check_int
+from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection, num_keep
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import make_generator, permutation
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods.random import random_subset
 from lightning_prune.trainer.callback import PruningCallback
 
-_SEED = "rs2_seed"
+_SEED, _SIZE = "rs2_seed", "rs2_size"
+_NO_SIZE, _SEVERAL_SIZES = 0, -1
+"""What stands for the size of the rounds where there was none yet, or where a schedule has changed it."""
 
 
 def rs2_subset(num_samples: int, k: int, round_index: int, seed: int) -> Selection:
@@ -75,6 +79,28 @@ def _block(n: int, size: int, round_index: int, seed: int) -> Tensor:
     return ids[start : start + size]
 
 
+def least_used(counts: Tensor, k: int, seed: int) -> Selection:
+    """Return the ``k`` samples that were used least, for rounds of changing size.
+
+    Ties are broken by a permutation that stays as long as there are samples of the lowest count: rounds are blocks of
+    it. As in :func:`rs2_subset`, any two samples then differ by at most one round in use.
+
+    Args:
+        counts: How often each sample was used ``(n,)``.
+        k: Number of samples in the round, in [1, n].
+        seed: Seed of the permutations.
+
+    Example:
+        >>> least_used(torch.tensor([1, 0, 1, 0]), 2, seed=0).indices.tolist()
+        [1, 3]
+    """
+    check_int("k", k, low=1, high=len(counts))
+    counts = counts.cpu()
+    order = permutation(len(counts), make_generator(seed, int(counts.min()), "rs2 by use")).long()
+    used = counts.index_select(0, order)
+    return Selection(order.index_select(0, used.argsort(stable=True)[:k]).sort().values)
+
+
 def _first_outside(ids: Tensor, others: Tensor, count: int, n: int) -> Tensor:
     """Return which of ``ids`` ``(m,)`` are the first ``count`` that are not among ``others``."""
     outside = torch.ones(n, dtype=torch.bool).index_fill_(0, others.long(), False).index_select(0, ids)
@@ -89,7 +115,7 @@ class RS2(PruningCallback):
     Needs no scores, re-weights nothing and anneals nothing; a module without `WeightedLossMixin` will do.
 
     Args:
-        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         replacement: Draw every epoch's subset anew instead, as :class:`RandomPruning` does.
         seed: Seed of the permutations. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything; the first pass starts after them.
@@ -118,7 +144,7 @@ class RS2(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.7,
+        prune_ratio: Ratio = 0.7,
         replacement: bool = False,
         *,
         seed: int | None = None,
@@ -127,18 +153,28 @@ class RS2(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         self.prune_ratio = prune_ratio
         self.replacement = replacement
 
     def setup_columns(self, registry: SampleTable) -> None:
         """Note the seed: a resumed run goes on with the permutations that it was started with."""
         registry.add_state(_SEED, torch.tensor(self.resolved_seed))
+        registry.add_state(_SIZE, torch.tensor(_NO_SIZE))
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Return the block of this epoch."""
         n = registry.num_samples
-        k = num_keep(n, 1 - self.prune_ratio)
+        k = num_keep(n, 1 - ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress))
         if self.replacement:
             return random_subset(n, k, generator=generator)
-        return rs2_subset(n, k, epoch - self.warmup_epochs, int(registry.state[_SEED]))
+        seed = int(registry.state[_SEED])
+        if int(registry.state[_SIZE]) in (_NO_SIZE, k):
+            return rs2_subset(n, k, epoch - self.warmup_epochs, seed)
+        return least_used(registry.counts, k, seed)
+
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
+        """Note whether all rounds so far had one size."""
+        k, size = count_true(registry.selected), registry.state[_SIZE]
+        if k < registry.num_samples:
+            size.fill_(k if int(size) in (_NO_SIZE, k) else _SEVERAL_SIZES)

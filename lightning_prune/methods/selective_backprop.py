@@ -9,10 +9,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_prune.core.checks import check_int, check_ratio
-from lightning_prune.core.ratio import Arguments, RatioSetting
+from lightning_prune.core.moment import Moment
+from lightning_prune.core.ratio import Arguments, Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import num_picks, random_order, weighted_draw
+from lightning_prune.methods._shared import num_picks, random_order, ratio_of_step, weighted_draw
 from lightning_prune.trainer.callback import PruningCallback
 
 
@@ -40,11 +41,10 @@ def selective_backprop_probs(num_samples: int, keep_ratio: float) -> Tensor:
     return weights / weights.sum()
 
 
-def _active(max_epochs: int, given: Arguments) -> float:
-    """Return the share of a run's batches that are not trained in full."""
-    start, end, interrupt = given["start"], given["end"], given["interrupt"]
-    epochs = [epoch for epoch in range(given["warmup_epochs"], max_epochs) if start <= epoch / max_epochs < end]
-    return len(epochs) / max_epochs * (1 - 1 / interrupt if interrupt else 1)
+def _active(moment: Moment, given: Arguments) -> float:
+    """Return the share of an epoch's batches that are not trained in full."""
+    interrupt = given["interrupt"]
+    return (1 - 1 / interrupt if interrupt else 1.0) if given["start"] <= moment.progress < given["end"] else 0.0
 
 
 @final
@@ -59,7 +59,7 @@ class SelectiveBackprop(PruningCallback):
     its call of ``weighted_loss``.
 
     Args:
-        prune_ratio: Share of a batch left out, in [0, 1). At least one sample stays.
+        prune_ratio: Share of a batch left out, in [0, 1), or a schedule. At least one sample stays.
         start: Share of the run, in [0, 1], after which it is active. A run limited by ``max_epochs`` is measured in
             epochs, one limited by ``max_steps`` in steps.
         end: Share of the run, in [0, 1], from which on batches are full again.
@@ -90,14 +90,14 @@ class SelectiveBackprop(PruningCallback):
     picks_in_batch = True
     set_by_ratio = RatioSetting(
         most=0.9,
-        prunable=_active,
+        active=_active,
         bound="It is active from `start` to `end` of the run, and not on every `interrupt`-th batch. Leave it out at "
         "this ratio, or give it with `start: 0.0`, `end: 1.0` and `interrupt: 0` in a file of methods.",
     )
 
     def __init__(
         self,
-        prune_ratio: float = 0.5,
+        prune_ratio: Ratio = 0.5,
         start: float = 0.5,
         end: float = 0.9,
         interrupt: int = 2,
@@ -108,7 +108,7 @@ class SelectiveBackprop(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_ratio("start", start, closed_high=True)
         check_ratio("end", end, closed_high=True)
         if start > end:
@@ -130,13 +130,18 @@ class SelectiveBackprop(PruningCallback):
     def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether the run is in its middle part and this batch is not one of the full ones."""
         full = self.interrupt > 0 and (batch_idx + 1) % self.interrupt == 0
-        return self.prune_ratio > 0 and not full and self.start <= registry.progress < self.end
+        moment = registry.moment(epoch)
+        return (
+            not full
+            and self.start <= moment.progress < self.end
+            and ratio_at("prune_ratio", self.prune_ratio, moment.progress) > 0
+        )
 
     def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
         """Draw samples without replacement, by the ranks of their losses."""
         losses = step.recorded_losses
         size = len(losses)
-        keep_ratio = 1 - self.prune_ratio
+        keep_ratio = 1 - ratio_of_step(step, self.prune_ratio)
         drawn = weighted_draw(
             selective_backprop_probs(size, keep_ratio).log_(), num_picks(step, size, keep_ratio), generator=generator
         )

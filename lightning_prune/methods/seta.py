@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune.core.arrays import ids_of, is_finite, sort_rows
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.plan import Selection, num_keep
-from lightning_prune.core.ratio import RatioSetting
+from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import permutation, resolve_generator
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.table import SampleTable
@@ -198,7 +198,7 @@ class SeTa(PruningCallback):
     Nothing is re-weighted. The last epochs train on a random ``1 - prune_ratio`` of the samples.
 
     Args:
-        prune_ratio: Share of all samples dropped at random each epoch, in [0, 1).
+        prune_ratio: Share of all samples dropped at random each epoch, in [0, 1), or a schedule.
         num_groups: Number of loss groups.
         window_scale: Share of the groups in the window, in (0, 1].
         anneal_ratio: Share of the run after which epochs drop the random share only, in [0, 1].
@@ -226,7 +226,7 @@ class SeTa(PruningCallback):
 
     def __init__(
         self,
-        prune_ratio: float = 0.1,
+        prune_ratio: Ratio = 0.1,
         num_groups: int = 5,
         window_scale: float = 0.9,
         anneal_ratio: float = 0.875,
@@ -237,7 +237,7 @@ class SeTa(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
-        check_ratio("prune_ratio", prune_ratio)
+        check_schedule("prune_ratio", prune_ratio)
         check_int("num_groups", num_groups, low=1)
         check_ratio("window_scale", window_scale, closed_low=False, closed_high=True)
         check_ratio("anneal_ratio", anneal_ratio, closed_high=True)
@@ -248,13 +248,15 @@ class SeTa(PruningCallback):
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Keep the window's groups, or in the annealing phase a random subset."""
-        if is_annealing(registry, epoch, self.anneal_ratio):
+        moment = registry.moment(epoch)
+        ratio = ratio_at("prune_ratio", self.prune_ratio, moment.progress)
+        if is_annealing(moment, self.anneal_ratio):
             n = registry.num_samples
-            return random_subset(n, num_keep(n, 1 - self.prune_ratio), generator=generator)
+            return random_subset(n, num_keep(n, 1 - ratio), generator=generator)
         return seta(
             registry.scores,
             epoch - self.warmup_epochs,
-            self.prune_ratio,
+            ratio,
             self.num_groups,
             self.window_scale,
             generator=generator,

@@ -12,7 +12,7 @@ from lightning_prune.core.arrays import is_finite
 from lightning_prune.core.checks import check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import FIRST_FULL
+from lightning_prune.core.ratio import FIRST_FULL, Ratio
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import PeriodicPruning, first_where_unknown
@@ -76,7 +76,7 @@ class UCB(PeriodicPruning):
     stays in force until the next one. Nothing is re-weighted and nothing anneals.
 
     Args:
-        prune_ratio: Share of all samples left out of each epoch, in [0, 1).
+        prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         confidence: Weight of the variance against the mean, >= 0. 0: the highest average losses.
         every_n_epochs: Epochs from one choice to the next, at least 1.
         smoothing: Weight of a new loss in a sample's averages, in (0, 1]; the first loss starts them.
@@ -107,7 +107,7 @@ class UCB(PeriodicPruning):
 
     def __init__(
         self,
-        prune_ratio: float = 0.3,
+        prune_ratio: Ratio = 0.3,
         confidence: float = 1.0,
         every_n_epochs: int = 10,
         smoothing: float = 0.3,

@@ -63,7 +63,7 @@ class StaticPruning(PruningCallback):
 
     needs_mixin = False
     ranks_by_scores = False
-    set_by_ratio = RatioSetting()
+    set_by_ratio = RatioSetting(read_in="setup_columns")
     takes_new_samples = False
     needs_arguments = ("it needs a file of scores", "scores: FILE.npz")
 
@@ -83,6 +83,11 @@ class StaticPruning(PruningCallback):
         log: bool = True,
     ) -> None:
         super().__init__(seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        if callable(prune_ratio):
+            raise TypeError(
+                f"Expected `prune_ratio` to be a number in [0, 1), but got the schedule {prune_ratio!r}: StaticPruning "
+                "chooses once, before the run. For a share that changes, use a method that selects anew each epoch."
+            )
         check_ratio("prune_ratio", prune_ratio)
         if not callable(selector):
             check_choice("selector", selector, _SELECTORS)

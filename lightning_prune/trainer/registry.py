@@ -367,6 +367,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.session.num_batches = running.batches_done
         if self._schedules is not None:
             self._schedules.end_epoch()
+        self.global_step = trainer.global_step
         self.session.end_epoch()
         self._restore_rng()
         private.reload_if_due(trainer)
@@ -474,6 +475,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             )
         if self._schedules is not None:
             self._schedules.end_epoch()
+        self.global_step = trainer.global_step  # for methods that look ahead
         metrics = session.end_epoch()
         if session.method is not None and session.method.log_metrics:
             pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True, **AS_IS)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_prune.core.method import Method, arguments_of, ratio_setting
-from lightning_prune.core.ratio import FIRST_FULL, MEASURED, RatioSetting, after_first, after_warmup, known_curve
+from lightning_prune.core.ratio import FIRST_FULL, MEASURED, RatioSetting, known_curve
 
 
 class Plain(Method):
@@ -69,12 +69,13 @@ def test_arguments_are_found_behind_kwargs():
 
 @pytest.mark.parametrize(("warmup", "after"), [(0, (1.0, 0.75)), (1, (0.75, 0.75)), (3, (0.25, 0.25)), (9, (0.0, 0.0))])
 def test_share_of_the_epochs_that_may_prune(warmup, after):
-    assert (after_warmup(4, {"warmup_epochs": warmup}), after_first(4, {"warmup_epochs": warmup})) == after
+    given = {"warmup_epochs": warmup}
+    assert (RatioSetting().prunable(4, given), FIRST_FULL.prunable(4, given)) == after
     assert known_curve(FIRST_FULL, 4, {"warmup_epochs": warmup})[-1] == (0.99, pytest.approx(0.99 * after[1]))
 
 
 def test_a_method_without_a_warmup_has_none():
-    assert (after_warmup(4, {}), after_first(4, {})) == (1.0, 0.75)
+    assert (RatioSetting().prunable(4, {}), FIRST_FULL.prunable(4, {})) == (1.0, 0.75)
 
 
 def test_pilots_are_added_in_order():
