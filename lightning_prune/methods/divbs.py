@@ -144,7 +144,7 @@ class DivBS(PruningCallback):
 
     def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether there is anything to leave out."""
-        return ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress) > 0
+        return ratio_at("prune_ratio", self.prune_ratio, registry.progress) > 0
 
     def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
         """Pick by the gradients of the last layer."""

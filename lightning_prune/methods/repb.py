@@ -327,7 +327,7 @@ class RePB(PruningCallback):
         if unanswered is not None:
             num_low += count_true(unanswered & selected)
         progress = registry.moment(registry.epoch + 1).progress
-        ratio = self._ratio(progress, registry.num_samples, count_true(selected), num_low)
+        ratio = self._ratio(registry.num_samples, count_true(selected), num_low, progress)
         chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
         if unanswered is not None:
             chance.masked_fill_(unanswered, 1 - ratio)
@@ -363,7 +363,7 @@ class RePB(PruningCallback):
         num_full, rest = divmod(len(record.losses), size)
         return torch.tensor([size] * num_full + [rest] * (rest > 0))
 
-    def _ratio(self, progress: float, num_samples: int, num_trained: int, num_low: int) -> float:
+    def _ratio(self, num_samples: int, num_trained: int, num_low: int, progress: float = 0.0) -> float:
         """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.
 
         The next epoch has ``n - ratio * (low + absent)`` samples. The ratio never goes more than half the way from the

@@ -130,12 +130,9 @@ class SelectiveBackprop(PruningCallback):
     def picks_now(self, registry: SampleTable, epoch: int, batch_idx: int) -> bool:
         """Return whether the run is in its middle part and this batch is not one of the full ones."""
         full = self.interrupt > 0 and (batch_idx + 1) % self.interrupt == 0
-        moment = registry.moment(epoch)
-        return (
-            not full
-            and self.start <= moment.progress < self.end
-            and ratio_at("prune_ratio", self.prune_ratio, moment.progress) > 0
-        )
+        if full or not self.start <= registry.progress < self.end:
+            return False
+        return ratio_at("prune_ratio", self.prune_ratio, registry.progress) > 0
 
     def pick(self, step: StepRecord, generator: torch.Generator) -> Tensor:
         """Draw samples without replacement, by the ranks of their losses."""
