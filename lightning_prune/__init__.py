@@ -26,6 +26,7 @@ if _WANTED or TYPE_CHECKING:
     from lightning_prune.loop import Pruner
     from lightning_prune.methods.alignprune import AlignPrune
     from lightning_prune.methods.batch_loss_score import BatchLossScore
+    from lightning_prune.methods.budget import Budget
     from lightning_prune.methods.divbs import DivBS
     from lightning_prune.methods.epsilon_greedy import EpsilonGreedy
     from lightning_prune.methods.ies import IES
@@ -49,6 +50,7 @@ __all__ = [
     "UCB",
     "AlignPrune",
     "BatchLossScore",
+    "Budget",
     "DivBS",
     "EpsilonGreedy",
     "ImportanceSampling",

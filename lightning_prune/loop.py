@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NoReturn, final
 
 import torch
@@ -171,6 +172,8 @@ class Pruner:
             raise ValueError(changed_length(self._table.num_samples, planned.num_samples))
         self._loader, self._moves_to = planned, moves_to
         self._session.draw_from(self._loader.batch_sampler)
+        assert self._table.shape is not None  # noqa: S101  (narrowing)
+        self._table.shape = replace(self._table.shape, accumulate=self.accumulate_grad_batches)
         self._session.dataset = [type(original.dataset).__name__, self.dataset_id]
         return PrunedLoader(self, self._loader.planned)
 

@@ -27,6 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AlignPrune": {"base": {"class_path": "lightning_prune.InfoBatch"}, "window": 2},
     "AlignPrune, missing held": {"base": {"class_path": "lightning_prune.SeTa"}, "window": 2, "missing": "hold"},
     "BatchLossScore": {"base": {"class_path": "lightning_prune.SeTa", "init_args": {"window_scale": 0.6}}},
+    "Budget": {"base": {"class_path": "lightning_prune.InfoBatch", "init_args": {"anneal_ratio": 1.0}}, "save": 0.3},
+    "Budget, of a probability": {"base": {"class_path": "lightning_prune.RePB"}, "save": 0.3},
+    "Budget, within batches": {"base": {"class_path": "lightning_prune.DivBS"}, "save": 0.3},
     "EpsilonGreedy": {"every_n_epochs": 2},
     "IES": {"threshold": 0.1, "moving_average": 1},
     "InfoBatch, coins": {"mode": "bernoulli"},
@@ -46,9 +49,10 @@ NOTHING_PRUNED: dict[str, dict[str, Any]] = {
     "OrderDP": {"explore_ratio": 1.0, "exploit_ratio": 1.0},
     "SeTa": {"prune_ratio": 0.0, "window_scale": 1.0},
 }
+NOTHING_PRUNED |= {case: {"save": 0.0} for case in SETTINGS if case.startswith("Budget")}
 NOTHING_PRUNED["BatchLossScore"] = NOTHING_PRUNED["AlignPrune"]
 NOTHING_PRUNED["AlignPrune, missing held"] = NOTHING_PRUNED["AlignPrune"]
-BY_BATCH = {"BatchLossScore", "RePB, norms"}
+BY_BATCH = {"BatchLossScore", "Budget, of a probability", "RePB, norms"}
 """Epoch-level methods whose scores depend on which samples share a batch; or, by windows of one, a step, which ranks
 cut otherwise in an epoch that would end in a batch of one."""
 FROM_FILES = {"RHOLoss", "StaticPruning"}
@@ -85,7 +89,7 @@ def class_path(case: str) -> str:
 
 def picks(case: str) -> bool:
     """Return whether a case chooses within the batches of each rank, which then differ from those of one process."""
-    return case != "Keep" and method_of(case).picks_in_batch
+    return case != "Keep" and make(case).picks_in_batch
 
 
 def arguments(case: str, **changes: Any) -> dict[str, Any]:

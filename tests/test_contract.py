@@ -14,8 +14,11 @@ from lightning_prune.scoring import ScoreRecorder, load_scores
 from tests import contract
 from tests.helpers import Model, make_loader, make_trainer
 
-# Runs shorter than a window, as some are here, are warned about.
-pytestmark = pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
+# Runs shorter than a window, as some are here, or too short for a budget, are warned about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once"),
+    pytest.mark.filterwarnings("ignore:Budget.save=0.3. (cannot be kept|was missed)"),
+]
 
 ROOT = Path(__file__).parent.parent
 SHARED = {"seed", "warmup_epochs", "scale_lr_schedule", "log"}

@@ -342,6 +342,11 @@ class RunningEpoch:
         return self.positions_in(self.batches_done)
 
     @property
+    def samples_before(self) -> float:
+        """Samples of the batches before the running one, on each rank, those left out included."""
+        return self.positions_done / self.plan.world_size
+
+    @property
     def positions_trained(self) -> int:
         """Positions of the plan trained so far, over all ranks: those visited and not left out of their batch."""
         return self.positions_done - self.num_dropped * self.plan.world_size

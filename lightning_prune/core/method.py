@@ -43,16 +43,18 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """Whether `select` ranks by ``registry.scores``, so that a wrapping method may put other scores there."""
     weighs_losses: bool = False
     """Whether selections carry weights, which only ``weighted_loss`` can apply."""
-    refreshes_losses: ClassVar[bool] = False
+    refreshes_losses: bool = False
     """Whether it asks for losses of skipped samples, ``registry.refresh_losses``, at an epoch's end."""
-    picks_in_batch: ClassVar[bool] = False
+    picks_in_batch: bool = False
     """Whether :meth:`pick` chooses among the samples of a batch before it is trained."""
-    picks_by_losses: ClassVar[bool] = True
+    picks_by_losses: bool = True
     """Whether :meth:`pick` reads losses only, which a module may give by a cheaper ``per_sample_loss(batch)``."""
-    picks_by_ids: ClassVar[bool] = False
+    picks_by_ids: bool = False
     """Whether :meth:`pick` asks which samples the batch has, ``step.indices``; of a stream, only the batch can tell."""
     set_by_ratio: ClassVar[RatioSetting | None] = None
     """How a ratio sets the arguments of its ``__init__``, for :func:`ratio_setting`. None: it does not say."""
+    not_as_base: ClassVar[str | None] = None
+    """Why no other method may wrap it, and what to write; None: one may."""
     needs_arguments: ClassVar[tuple[str, str] | None] = None
     """Why its name alone does not set it up, and the arguments to give, in yaml. None: its name is enough."""
 
@@ -111,6 +113,9 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:  # noqa: B027
         """Update state after an epoch; the registry's losses and counts are already those of its end."""
+
+    def before_save(self, registry: SampleTable) -> None:  # noqa: B027
+        """Put into ``registry.state`` what is not there yet, as a time that runs; called when a state is saved."""
 
     def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Return what to log under ``prune/`` beside the common values; called after :meth:`on_epoch_recorded`."""

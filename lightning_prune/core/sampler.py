@@ -323,6 +323,12 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
             return -(-self.full_batches // self.sampler.num_replicas)
         return len(self._evenly(self.sampler.full_length))
 
+    @property
+    def drawn(self) -> int:
+        """Samples of an epoch of all, over all ranks; taken for all samples where the user's code makes the batches."""
+        draw = self.sampler.draw if self.draw is None else None
+        return self.sampler.total if draw is None else draw.count(self.sampler.seed)
+
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the user's batch sampler, if it wants to know; the plan knows its own."""
         if callable(set_epoch := getattr(self.original, "set_epoch", None)):

@@ -16,6 +16,7 @@ from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.shape import EpochShape
 from lightning_prune.core.stats import finite_mean
 from lightning_prune.core.step import StepRecord, wrong_length
 from lightning_prune.core.stream import Running, Stream, StreamEpoch
@@ -112,8 +113,23 @@ class Session:
         """Plan the epochs for a loader that draws from ``batches``; its full length is that of an epoch of all."""
         self._batches = batches
         self.full_batches = batches.full_length
+        self.table.shape = self._shape_of(batches, self.table.shape)
         if self.running is not None:  # a search has had the loader made anew at an epoch's start
             self._plan(self.table.selection)
+
+    @staticmethod
+    def _shape_of(batches: PlanBatchSampler | Stream, before: EpochShape | None) -> EpochShape | None:
+        """Return what an epoch trains, with the limits that are known already; None: of a stream of unknown length."""
+        if isinstance(batches, Stream):
+            n, size = batches.num_samples, batches.batch_size or 1
+            shape = EpochShape(n, n, size, batches.num_replicas) if n else None
+        else:
+            sampler = batches.sampler
+            size = batches.batch_size or -(-sampler.total // (batches.full_length * sampler.num_replicas))
+            shape = EpochShape(sampler.total, batches.drawn, size, sampler.num_replicas, batches.drop_last)
+        if shape is None or before is None:
+            return shape
+        return replace(shape, limit=before.limit, accumulate=before.accumulate)
 
     def start(self, num_samples: int, device: torch.device | str) -> None:
         """Begin a run of which nothing is known yet."""
@@ -295,6 +311,8 @@ class Session:
             save_rng: Put in the states of the global random generators.
             alone: The other ranks do not take part, for example after an exception. Else this is collective.
         """
+        if self.method is not None and self.table.num_samples:
+            self.method.before_save(self.table)
         local = checkpoint.local_part(self.running, save_rng=save_rng)
         ranks = [local] if alone or self.world_size == 1 else checkpoint.gather(local, self.world_size)
         return checkpoint.pack(

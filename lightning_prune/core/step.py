@@ -41,6 +41,14 @@ class RunningBatch(Protocol):
     """Whether weights are found by the ids that the step gives."""
     leaves_out: bool
     """Whether batches have samples with weight 0, of which nothing may come into the loss."""
+    batch_length: int
+    """Number of samples that the sampler drew for it."""
+    num_dropped: int
+    """Samples that were left out of the batches before it, on this rank."""
+
+    @property
+    def samples_before(self) -> float:
+        """Samples of the batches before it, on each rank, those left out included."""
 
     @property
     def longest_batch(self) -> int:

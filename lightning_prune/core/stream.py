@@ -404,6 +404,11 @@ class StreamEpoch:
         )
 
     @property
+    def samples_before(self) -> float:
+        """Samples of the batches before the running one, on this rank, those left out included."""
+        return self.num_rows + self.num_dropped
+
+    @property
     def positions_trained(self) -> int:
         """Samples trained, over all ranks, those with weight 0 included; after :meth:`collect`."""
         rows, _, passed, *_ = self._sums

@@ -16,6 +16,7 @@ from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import save_table
 from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import EpochPlan, Selection
+from lightning_prune.core.shape import EpochShape
 
 _UNANSWERED = "unanswered"
 """Column, only where there are any, of the samples that were trained and never gave a loss."""
@@ -39,6 +40,7 @@ class SampleTable(ABC):
         trained_steps: Sample-steps trained in the finished epochs.
         full_steps: Sample-steps that these epochs would have had at full length.
         plan: What the running epoch, or the last one, visits; None before the first.
+        shape: What an epoch trains by the number of samples selected; None before a loader is planned.
     """
 
     def __init__(self) -> None:
@@ -54,6 +56,7 @@ class SampleTable(ABC):
         self.max_steps: int | None = None
         self.global_step = self.trained_steps = self.full_steps = 0
         self.plan: EpochPlan | None = None
+        self.shape: EpochShape | None = None
 
     @abstractmethod
     def refresh_losses(self, indices: Tensor) -> Tensor:

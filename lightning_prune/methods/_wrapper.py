@@ -1,8 +1,8 @@
-"""What methods share that give another method other scores to rank by."""
+"""What methods share that wrap another one, and those that give it other scores to rank by."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -16,18 +16,15 @@ from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
 
 
-class ScoreWrapper(PruningCallback):
-    """Base class of methods that wrap a ``base`` which ranks by ``registry.scores``, and hand its hooks on.
+class MethodWrapper(PruningCallback, ABC):
+    """Base class of methods that wrap a ``base``, and hand its hooks on.
 
     Raises:
         TypeError: If ``base`` is not a `PruningCallback`.
-        ValueError: If it does not rank by scores.
+        ValueError: If it cannot be wrapped.
     """
 
     ranks_by_scores = False
-    needs_arguments = ("it ranks for another method", "base: {class_path: InfoBatch}")
-    wrapped_pilots: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.9)
-    """Pilots beside those of the base, which saves less when wrapped: the undecided stay, or other scores rank."""
 
     def __init__(
         self,
@@ -43,11 +40,8 @@ class ScoreWrapper(PruningCallback):
             raise TypeError(
                 f"Expected `base` to be a pruning method, as in `{name}(base=InfoBatch())`, but got {base!r}."
             )
-        if not base.ranks_by_scores:
-            raise ValueError(
-                f"Expected a `base` that ranks by `registry.scores`, such as InfoBatch, SeTa, RePB or OrderDP, but "
-                f"got {base}. If it is your own and does rank by them, set `ranks_by_scores = True` on its class."
-            )
+        if base.not_as_base is not None:
+            raise ValueError(f"Expected a `base` that {name} can wrap, but got {base}: {base.not_as_base}")
         check_int("warmup_epochs", warmup_epochs, low=0)
         super().__init__(
             seed=base.seed if seed is None else seed,
@@ -62,11 +56,11 @@ class ScoreWrapper(PruningCallback):
 
     @abstractmethod
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
-        """Return what the base selects by the scores that it is handed."""
+        """Return what the base selects."""
 
     @abstractmethod
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
-        """Make the scores anew, and hand the epoch on to the base."""
+        """Hand the epoch on to the base."""
 
     def setup_columns(self, registry: SampleTable) -> None:
         """Declare the base's state."""
@@ -83,3 +77,32 @@ class ScoreWrapper(PruningCallback):
     def metrics(self, registry: SampleTable) -> dict[str, float | Tensor]:
         """Return what the base logs."""
         return self.base.metrics(registry)
+
+
+class ScoreWrapper(MethodWrapper, ABC):
+    """Base class of methods that wrap a ``base`` which ranks by ``registry.scores``, and give it other ones.
+
+    Raises:
+        TypeError: If ``base`` is not a `PruningCallback`.
+        ValueError: If it does not rank by scores.
+    """
+
+    needs_arguments = ("it ranks for another method", "base: {class_path: InfoBatch}")
+    wrapped_pilots: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.9)
+    """Pilots beside those of the base, which saves less when wrapped: the undecided stay, or other scores rank."""
+
+    def __init__(
+        self,
+        base: PruningCallback,
+        *,
+        seed: int | None = None,
+        warmup_epochs: int = 0,
+        scale_lr_schedule: bool = True,
+        log: bool = True,
+    ) -> None:
+        super().__init__(base, seed=seed, warmup_epochs=warmup_epochs, scale_lr_schedule=scale_lr_schedule, log=log)
+        if not base.ranks_by_scores:
+            raise ValueError(
+                f"Expected a `base` that ranks by `registry.scores`, such as InfoBatch, SeTa, RePB or OrderDP, but "
+                f"got {base}. If it is your own and does rank by them, set `ranks_by_scores = True` on its class."
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -105,22 +107,33 @@ class ScriptedTable(SampleTable):
         return {name: values.double().nan_to_num(-1.0) for name, values in table.items()}
 
 
-def simulate(method: Method, script: Script, seed: int) -> Iterator[ScriptedTable]:
-    """Run a method on a script, a batch of all samples an epoch; yield the table at each epoch's start and at the end.
+def simulate(
+    method: Method, script: Script, seed: int, batch_size: int | None = None, **run: Any
+) -> Iterator[ScriptedTable]:
+    """Run a method on a script; yield the table at each epoch's start and at the end.
 
-    With one batch an epoch, nothing depends on who shares a batch.
+    Args:
+        method: The method.
+        script: What samples show, epoch by epoch; a run that goes on longer begins again with the first.
+        seed: Seed of the draws.
+        batch_size: Samples in a batch. None: all; then nothing depends on who shares a batch.
+        run: ``drop_last``, and attributes of the table: ``max_steps``, and another ``max_epochs`` than the script's.
     """
     epochs, num_samples = script.losses.shape
     table = ScriptedTable(script)
     session = Session(table, method, seed=seed)
-    batches = PlanBatchSampler(PlanSampler(num_samples, shuffle=True, seed=seed), num_samples, False)
+    sampler = PlanSampler(num_samples, shuffle=True, seed=seed)
+    batches = PlanBatchSampler(sampler, batch_size or num_samples, run.pop("drop_last", False))
     session.draw_from(batches)
     table.max_epochs = epochs
+    table.__dict__.update(run)
     session.start(num_samples, "cpu")
-    for epoch in range(epochs):
+    while not table.moment(table.epoch).is_over:
         yield table
+        epoch = table.epoch % epochs
         session.begin_epoch()
-        for batch_idx, drawn in enumerate(batches):
+        steps = math.inf if table.max_steps is None else table.max_steps - table.global_step
+        for batch_idx, drawn in enumerate(itertools.islice(batches, None if steps == math.inf else int(steps))):
             ids = torch.tensor(drawn)
             session.begin_step(batch_idx)
             if session.picks_now():
@@ -133,6 +146,7 @@ def simulate(method: Method, script: Script, seed: int) -> Iterator[ScriptedTabl
             table.trained_later[ids] += float(epoch > 0)
             table.mass[ids] += 1.0 if weights is None else weights
             session.end_step(batch_idx)
+        table.global_step += session.open_epoch.batches_done
         session.end_epoch()
     yield table
 

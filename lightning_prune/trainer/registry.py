@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -336,6 +337,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.max_epochs = max_epochs if max_epochs is not None and max_epochs >= 0 else None
         self.max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
         self.global_step = trainer.global_step
+        if self.shape is not None:
+            limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+            self.shape = replace(self.shape, limit=limit, accumulate=accumulate)
 
     def _continue(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Go on where the state was saved: between epochs, in the middle of one, or on its last batch."""
