@@ -280,7 +280,8 @@ class Budget(MethodWrapper):
             "hours": spent.seconds,
         }[goal.name]
         over = cost - goal.limit
-        if over > goal.tolerance or (goal.name == "save" and -over > goal.tolerance):
+        tolerance = goal.tolerance + (1 / registry.num_samples if goal.name == "save" else 0)  # a sample an epoch
+        if over > tolerance or (goal.name == "save" and -over > tolerance):
             rank_zero_warn(f"Budget({goal.name}={goal.value:g}) was missed: the run ends with {goal.says(cost)}.")
 
     def _bounds(self, registry: SampleTable, epoch: int) -> Bounds:
