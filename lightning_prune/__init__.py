@@ -22,6 +22,7 @@ except ImportError:  # `core` needs torch and NumPy alone; for any other name, `
     _WANTED = False
 
 if _WANTED or TYPE_CHECKING:
+    from lightning_prune.analysis.label_callback import LabelIssues
     from lightning_prune.analysis.monitor import PruningMonitor
     from lightning_prune.loop import Pruner
     from lightning_prune.methods.alignprune import AlignPrune
@@ -55,6 +56,7 @@ __all__ = [
     "EpsilonGreedy",
     "ImportanceSampling",
     "InfoBatch",
+    "LabelIssues",
     "OrderDP",
     "Pruner",
     "PruningCallback",

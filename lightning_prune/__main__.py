@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": "train as a configuration says: --config FILE, and any argument of it",
     "compare": "train with several methods and shares saved, and say which were worth it",
     "score": "score the training set once, for a static coreset",
+    "find-label-issues": "train as a configuration says, and list the labels that are probably wrong",
     "methods": "list the pruning methods; `methods NAME`: its arguments",
     "validate": "run one evaluation epoch over the validation set",
     "test": "run one evaluation epoch over the test set",

@@ -17,12 +17,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_prune
+from lightning_prune.analysis.trainer import CommandTrainer
 from lightning_prune.mistakes import hints
-from lightning_prune.scoring.trainer import ScoringTrainer
 
 _PACKAGE = Path(__file__).parent
 _OTHER_COMMANDS = {"compare": "lightning_prune.compare"}
 """Commands beside those of LightningCLI, and the module whose ``main`` they call."""
+_SPELLINGS = {"find-label-issues": "find_label_issues"}
+"""Commands as they are written, and the methods that LightningCLI looks for."""
 _NOISE = (
     "a class path (str)",
     "a dict with class_path entry",
@@ -100,7 +102,7 @@ class _SaveConfig(SaveConfigCallback):
 
 @final
 class PruneCLI(LightningCLI):
-    """LightningCLI with a ``score`` command, whose complaints are one readable message and exit code 2.
+    """LightningCLI with commands of our own; what they complain of is one readable message, with exit code 2.
 
     Args:
         args: Those of `LightningCLI`.
@@ -112,13 +114,14 @@ class PruneCLI(LightningCLI):
         self.check_only = check_only
         given = kwargs.get("args")
         _Parser.given = sys.argv[1:] if given is None else given if isinstance(given, list) else []
-        kwargs.setdefault("trainer_class", ScoringTrainer)
+        kwargs.setdefault("trainer_class", CommandTrainer)
         super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return LightningCLI's commands and our own, with the arguments that the configuration gives."""
-        return {**LightningCLI.subcommands(), "score": {"model", "datamodule"}}
+        given = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "score": given, "find_label_issues": given}
 
     def fit(self, **kwargs: Any) -> None:
         """Train, unless this is only a check."""
@@ -126,10 +129,17 @@ class PruneCLI(LightningCLI):
             self.trainer.fit(**kwargs)
 
     def score(self, **kwargs: Any) -> None:
-        """Score the training set; what our own checks refuse is the user's to mend, not a traceback."""
-        trainer: ScoringTrainer = self.trainer  # type: ignore[assignment]
+        """Score the training set."""
+        self._run_ours("score", kwargs)
+
+    def find_label_issues(self, **kwargs: Any) -> None:
+        """Find wrong labels in the training set."""
+        self._run_ours("find_label_issues", kwargs)
+
+    def _run_ours(self, command: str, kwargs: dict[str, Any]) -> None:
+        """Run a command; what our own checks refuse is the user's to mend, not a traceback."""
         try:
-            trainer.score(**kwargs)
+            getattr(self.trainer, command)(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             if not str(error).startswith("Expected "):
                 raise
@@ -179,7 +189,7 @@ def _plain_cause(error: BaseException) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lightning-prune fit|validate|test|predict|score --config FILE``, or another command.
+    """Run ``lightning-prune fit|validate|test|predict|score|find-label-issues --config FILE``, or another command.
 
     ``--print_config`` explains every argument; ``--print_config=skip_null`` and the like are passed on.
 
@@ -192,10 +202,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules, as `python -m` would
     explained: list[str] | None
-    explained = [
-        "--print_config=comments" if arg == "--print_config" else arg
-        for arg in (sys.argv[1:] if args is None else args)
-    ]
+    explained = ["--print_config=comments" if arg == "--print_config" else arg for arg in given]
+    explained[:1] = [_SPELLINGS.get(arg, arg) for arg in explained[:1]]
     if args is None:
         sys.argv[1:], explained = explained, None
     try:

@@ -1,6 +1,10 @@
-"""What a pruned run did: overlap and use of selections, kept classes and noise, gradients, OrderDP's surrogate."""
+"""What a run did: overlap of selections, kept classes and noise, gradients, OrderDP's surrogate; and wrong labels."""
 
 from lightning_prune.analysis.gradients import gradient_alignment, sample_gradients
+from lightning_prune.analysis.label_callback import LabelIssues
+from lightning_prune.analysis.label_doubt import label_doubt
+from lightning_prune.analysis.label_issues import label_issues
+from lightning_prune.analysis.label_table import sample_names, save_issues, summarize_issues
 from lightning_prune.analysis.monitor import PruningMonitor
 from lightning_prune.analysis.selections import (
     class_kept_share,
@@ -14,6 +18,7 @@ from lightning_prune.analysis.selections import (
 from lightning_prune.analysis.surrogate import Unbiasedness, check_unbiased, limit_density, surrogate_weights
 
 __all__ = [
+    "LabelIssues",
     "PruningMonitor",
     "Unbiasedness",
     "check_unbiased",
@@ -21,11 +26,16 @@ __all__ = [
     "gradient_alignment",
     "hard_clean",
     "jaccard",
+    "label_doubt",
+    "label_issues",
     "limit_density",
     "noise_ratio",
     "sample_gradients",
+    "sample_names",
+    "save_issues",
     "score_summary",
     "separation",
+    "summarize_issues",
     "surrogate_weights",
     "usage_histogram",
 ]

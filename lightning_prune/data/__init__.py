@@ -1,4 +1,4 @@
-"""Streams that leave out samples; label noise and image corruption for experiments, and a loss that corrects labels."""
+"""Streams that leave out samples, datasets with corrected labels; label noise and corruption for experiments, a loss."""
 
 from lightning_prune.core.pruned_stream import PrunedStream
 from lightning_prune.data.corruption import (
@@ -10,6 +10,7 @@ from lightning_prune.data.corruption import (
     corrupt_images,
 )
 from lightning_prune.data.noise import inject_label_noise
+from lightning_prune.data.relabelled import Relabelled
 from lightning_prune.data.sop import SOPLoss
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MotionBlur",
     "Occlusion",
     "PrunedStream",
+    "Relabelled",
     "SOPLoss",
     "corrupt_images",
     "inject_label_noise",

@@ -46,7 +46,7 @@ def summarize(file: ScoreFile) -> str:
         kept = f"of which {file.num_ranked:,} were chosen"
     lines = [f"{file.meta['method']}: scores of {len(scores):,} samples, {kept}"]
     if file.num_ranked is None:
-        lines += _histogram(scores)
+        lines += histogram(scores)
     if "targets" in file.columns:
         lines += _class_shares(file, file.columns["targets"])
     chosen = (scores > 0) if file.num_ranked is not None else ~scores.isnan()
@@ -57,7 +57,7 @@ def summarize(file: ScoreFile) -> str:
     return "\n".join(lines)
 
 
-def _histogram(scores: Tensor) -> list[str]:
+def histogram(scores: Tensor) -> list[str]:
     """Return a line for each interval of the finite scores, and one for what is not finite."""
     finite = scores[scores.isfinite()]
     rows: list[tuple[str, int]] = []

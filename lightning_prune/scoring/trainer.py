@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import sys
+from abc import ABC
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -26,9 +27,8 @@ from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
 
-@final
-class ScoringTrainer(Trainer):
-    """Lightning's Trainer, which can also score a training set."""
+class ScoringTrainer(Trainer, ABC):
+    """Base of the command line's Trainer: Lightning's, which can also score a training set."""
 
     def score(
         self,

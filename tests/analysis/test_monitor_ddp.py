@@ -7,14 +7,32 @@ import torch
 
 from lightning_prune import OrderDP, PruningMonitor
 from lightning_prune.testing.processes import run_ranks
-from tests.analysis.ddp_case import run_rank
+from tests.analysis.ddp_case import find_labels, run_rank
 from tests.helpers import Model, make_loader, make_trainer
 
 
-@pytest.mark.ddp
-def test_ranks_log_the_same(tmp_path):
-    run_ranks(run_rank, tmp_path, folder=tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks(run_rank, folder, folder=folder)
+    return folder
+
+
+def test_wrong_labels_are_those_of_one_process(folder, tmp_path):
+    """Also resumed in the middle of an epoch; 41 samples, so that one is there twice."""
+    one, _ = find_labels(1, tmp_path)
+    for rank in (0, 1):
+        two = torch.load(folder / f"labels.{rank}.pt", weights_only=True)
+        for name, values in one.items():
+            assert torch.equal(two["whole"][name], values), name
+            assert torch.equal(two["resumed"][name], values), name
+
+
+def test_ranks_log_the_same(folder):
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["history"] == second["history"]
     assert first["logged"] == second["logged"]  # on every rank, without a reduction
     assert {"prune/kept_fraction", "prune/score_mean", "prune/jaccard"} <= first["logged"].keys()
