@@ -26,7 +26,11 @@ assert not {"torch", "numpy", "lightning"} & set(sys.modules)
 
 
 def test_every_command_is_listed():
-    assert set(COMMANDS) == {*cli.PruneCLI.subcommands(), *cli._OTHER_COMMANDS, "methods"}
+    assert {name.replace("-", "_") for name in COMMANDS} == {
+        *cli.PruneCLI.subcommands(),
+        *cli._OTHER_COMMANDS,
+        "methods",
+    }
 
 
 def test_every_method_is_described(capsys):

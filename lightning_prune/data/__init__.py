@@ -1,4 +1,4 @@
-"""Streams that leave out samples, datasets with corrected labels; label noise and corruption for experiments, a loss."""
+"""Streams that leave out samples, corrected labels; label noise and corruption for experiments, and a loss."""
 
 from lightning_prune.core.pruned_stream import PrunedStream
 from lightning_prune.data.corruption import (

@@ -10,7 +10,6 @@ from lightning_prune.testing.processes import run_ranks
 from tests.analysis.ddp_case import find_labels, run_rank
 from tests.helpers import Model, make_loader, make_trainer
 
-
 pytestmark = pytest.mark.ddp
 
 
