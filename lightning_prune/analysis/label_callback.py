@@ -180,7 +180,7 @@ class LabelIssues(TrainerCallback):
         if self._registry is None or not self._registry.takes_part:
             return
         self._started = True
-        self.dataset = self._registry.planned_loader.original.dataset
+        self.dataset = getattr(self._registry.planned_loader.original, "dataset", None)
         if self._pending is not None:
             state, self._pending = self._pending, None
             self._restore(state)

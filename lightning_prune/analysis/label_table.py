@@ -40,7 +40,9 @@ def sample_names(dataset: Dataset[Any], names: Names | None = None) -> list[str]
         >>> sample_names(dataset, lambda i: f"page {i}")
         ['page 0', 'page 1']
     """
-    num = len(dataset)  # type: ignore[arg-type]
+    if not hasattr(dataset, "__len__"):  # a stream
+        return None
+    num = len(dataset)
     if callable(names):
         return [str(names(i)) for i in range(num)]
     found: Any = names

@@ -37,7 +37,7 @@ class Relabelled(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], labels: Mapping[int, int | float], position: int | str = 1) -> None:
-        if not isinstance(labels, Mapping):
+        if not hasattr(labels, "items"):
             got = type(labels).__name__
             raise TypeError(f"Expected `labels` to be a mapping from sample id to label, but got {got}.")
         num = len(dataset)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ class Relabelled(Dataset[Any]):
         if (new := self.new_labels.get(index % len(self))) is None:
             return sample
         if isinstance(sample, Mapping):
-            return {**sample, self.position: _like(sample[self.position], new)}  # type: ignore[index]
+            return {**sample, self.position: _like(sample[self.position], new)}
         parts = list(sample)
         parts[self.position] = _like(parts[self.position], new)  # type: ignore[index]
         return type(sample)(parts) if type(sample) in (tuple, list) else tuple(parts)
