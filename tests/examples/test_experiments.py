@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.experiments import noise
+from examples.experiments import label_issues, noise
 from examples.experiments.analysis import surrogate, table, unbiasedness
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
-from lightning_prune import AlignPrune, PruningMonitor, RePB
+from lightning_prune import AlignPrune, PruningMonitor, RandomPruning, RePB
 from lightning_prune.compare.main import _ratio, _resolve, make_parser
 from lightning_prune.compare.methods import read_methods
 from tests.helpers import Model, make_loader, make_trainer
@@ -135,3 +135,24 @@ def test_curves_of_hard_and_mislabelled_samples():
     assert rows[5][1:] == ["**0.00**"] * 6
     assert rows[9][1:] == ["", *["**1.00**"] * 5]
     assert [row[2] for row in rows[6:9]] == ["1.00", "1.00", "-1.00"]
+
+
+def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
+    """One short case of each, whole: the figures that the table has."""
+    pytest.importorskip("cleanlab")
+    task = label_issues.digits("symmetric", 0.2, 0)._replace(epochs=2)
+    task = task._replace(images=task.images[:300], given=task.given[:300], true=task.true[:300])
+    figures = {**label_issues.ours(task, 0, RandomPruning(0.3)), "cleanlab": label_issues.cleanlab(task, 0)}
+    assert all(0 < one[name] <= 1 for one in figures.values() for name in ("ap", "auroc", "precision"))
+    assert {name for name, one in figures.items() if "number" in one} == {"LabelIssues", "cleanlab"}
+    text = label_issues.table([{"case": {"labels": "symmetric", "rate": 0.2, "seed": 0}, "figures": figures}])
+    assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == list(figures)
+
+
+def test_images_are_shifted_and_mirrored():
+    images = torch.arange(3 * 32 * 32, dtype=torch.int32).view(1, 3, 32, 32).repeat(8, 1, 1, 1)
+    torch.manual_seed(0)
+    for image in label_issues.augment(images):
+        inner = image[:, 8:24, 8:24]
+        right, down = (inner[0, 0, 1] - inner[0, 0, 0]).abs(), inner[0, 1, 0] - inner[0, 0, 0]
+        assert (int(right), int(down)) == (1, 32)
