@@ -14,7 +14,7 @@ from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, group
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
 from examples.experiments.run import EXPERIMENTS
-from lightning_prune import AlignPrune, PruningMonitor, RandomPruning, RePB
+from lightning_prune import AlignPrune, InfoBatch, PruningMonitor, RePB
 from lightning_prune.compare.main import _ratio, _resolve, make_parser
 from lightning_prune.compare.methods import read_methods
 from tests.helpers import Model, make_loader, make_trainer
@@ -142,7 +142,7 @@ def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
     pytest.importorskip("cleanlab")
     task = label_issues.digits("symmetric", 0.2, 0)._replace(epochs=2)
     task = task._replace(images=task.images[:300], given=task.given[:300], true=task.true[:300])
-    figures = {**label_issues.ours(task, 0, RandomPruning(0.3)), "cleanlab": label_issues.cleanlab(task, 0)}
+    figures = {**label_issues.ours(task, 0, InfoBatch()), "cleanlab": label_issues.cleanlab(task, 0)}
     assert all(0 < one[name] <= 1 for one in figures.values() for name in ("ap", "auroc", "precision"))
     assert {name for name, one in figures.items() if "number" in one} == {"LabelIssues", "cleanlab"}
     text = label_issues.table([{"case": {"labels": "symmetric", "rate": 0.2, "seed": 0}, "figures": figures}])
