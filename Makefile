@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo lint types test test-min soak bench clean
+.PHONY: setup demo lint types test test-min docs-tables soak bench clean
 
 setup: $(VENV)/.done
 
@@ -35,6 +35,10 @@ test-min:
 	.venv-min/bin/python -m pip install -q uv
 	.venv-min/bin/uv pip install -q -p .venv-min/bin/python -c constraints-min.txt -e ".[dev,examples]"
 	.venv-min/bin/python -m pytest -n 2 --dist loadscope -q
+
+# One cell of each documented table, made again; `make test` does it too.
+docs-tables: setup
+	$(BIN)/python -m examples.experiments.tables --check
 
 # Runs of every method killed at 100 random moments; they end identical to runs left alone.
 soak: setup

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits.task import DigitsData, DigitsModel
+from examples.experiments.reporting import add_seeds, seeds_of, spread
 from lightning_prune.data import inject_label_noise
 from lightning_prune.scoring import (
     AUM,
@@ -114,18 +115,14 @@ def table(title: str, results: dict[str, dict[float, list[float]]], digits: int)
     yield f"| {title} | " + " | ".join(f"{ratio:.0%} pruned" for ratio in RATIOS) + " |"
     yield "|---|" + "---|" * len(RATIOS)
     for name, by_ratio in results.items():
-        cells = (
-            f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values) if len(values) > 1 else 0:.{digits}f}"
-            for values in by_ratio.values()
-        )
+        cells = (spread(values, digits) for values in by_ratio.values())
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
+    add_seeds(parser, 3)
     parser.add_argument("--methods", nargs="*", help="only these")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -135,7 +132,7 @@ def main() -> None:
     full: list[float] = []
     accuracies: dict[str, dict[float, list[float]]] = {}
     wrong: dict[str, dict[float, list[float]]] = {}
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
+    for seed in seeds_of(args):
         data = DigitsData(split_seed=seed)
         data.setup("fit")
         full.append(accuracy(fit(data.train, seed + 100, args.epochs), data.held_out))

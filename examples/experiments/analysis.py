@@ -1,4 +1,4 @@
-"""Write docs/analysis.md: the papers' analyses on digits. ``python -m examples.experiments.analysis``."""
+"""The papers' analyses on digits: ``python -m examples.experiments.analysis [--output docs/analysis.md]``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 
 from examples.digits.task import DigitsData, DigitsModel
+from examples.experiments.reporting import add_seeds, seeds_of, spread, table
 from examples.experiments.training import quiet, train
 from lightning_prune import (
     InfoBatch,
@@ -48,16 +49,6 @@ def train_digits(method: PruningCallback, seed: int, epochs: int, **monitored):
     """Train a small CNN once; return what the monitor saw, epoch by epoch, the registry and the test accuracy."""
     L.seed_everything(seed, verbose=False)
     return train(method, DigitsModel(width=16), DigitsData(), epochs, **monitored)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def by_part(histories: list[list[dict[str, float]]], key: str) -> list[str]:
@@ -115,13 +106,13 @@ def unbiasedness() -> str:
     return table(["rule", "bias of the loss sum", "in standard errors"], rows)
 
 
-def stability(seeds: int) -> str:
+def stability(seeds: range) -> str:
     """D.3, E.2, D.6: Jaccard overlap, cosine and norm of the gradient, by fifths of the training."""
     parts = [f"{100 * i // PARTS}-{100 * (i + 1) // PARTS} %" for i in range(PARTS)]
     rows: dict[str, list[list[str]]] = {"jaccard": [], "grad_cosine": [], "grad_norm_ratio": []}
     for ratio, methods in (("40 %", AT_40), ("70 %", AT_70)):
         for name, make in methods.items():
-            runs = [train_digits(make(), s, EPOCHS, gradient_every_n_epochs=2) for s in range(seeds)]
+            runs = [train_digits(make(), s, EPOCHS, gradient_every_n_epochs=2) for s in seeds]
             saved = statistics.fmean([run[1].saved_fraction for run in runs])
             histories = [run[0] for run in runs]
             for key, lines in rows.items():
@@ -137,11 +128,11 @@ def stability(seeds: int) -> str:
     return "\n".join(f"{titles[key]}\n{table(header, lines)}" for key, lines in rows.items())
 
 
-def usage() -> str:
+def usage(seed: int) -> str:
     """D.4: in how many epochs each sample was selected."""
     rows = []
     for ratio, explore, exploit, epochs in ((30, 0.837, 0.837, 40), (50, 0.707, 0.707, 40), (99, 0.1, 0.1, 200)):
-        _, registry, _ = train_digits(OrderDP(explore, exploit), 0, epochs)
+        _, registry, _ = train_digits(OrderDP(explore, exploit), seed, epochs)
         histogram = usage_histogram(registry.counts, epochs)
         tenths = [int(part.sum()) for part in torch.tensor_split(histogram[1:], 10)]
         rows.append([f"{ratio} %", str(epochs), str(int(histogram[0])), *map(str, tenths)])
@@ -151,10 +142,10 @@ def usage() -> str:
 
 TEXT = """# Analyses
 
-Written by `python -m examples.experiments.analysis` ({minutes:.1f} minutes of CPU time on one thread; {seeds} seeds).
-Digits: 1,437 training images, a small CNN, {epochs} epochs unless said otherwise. The functions are in
-`lightning_prune.analysis`; in a run of your own, `PruningMonitor(targets="targets", gradient_every_n_epochs=5)` among
-the callbacks logs them under `prune/`.
+Written by `python -m examples.experiments.analysis --output docs/analysis.md` ({minutes:.1f} minutes of CPU time on
+one thread; {seeds} seeds). Digits: 1,437 training images, a CNN of {weights:,} weights, {epochs} epochs unless said
+otherwise. The functions are in `lightning_prune.analysis`; in a run of your own, `PruningMonitor(targets="targets",
+gradient_every_n_epochs=5)` among the callbacks logs them under `prune/`.
 
 ## OrderDP's surrogate loss (Appendix D.2, Figures 5-8)
 
@@ -192,20 +183,23 @@ As in the paper, no sample is never used, at 99 % either, and most are used with
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("docs/analysis.md"))
+    add_seeds(parser, 5)
+    parser.add_argument("--output", type=Path, help="file to write (default: none, it is printed)")
     args = parser.parse_args()
     quiet()
     start = time.process_time()
     parts = {
         "surrogate": surrogate(),
         "unbiasedness": unbiasedness(),
-        "stability": stability(args.seeds),
-        "usage": usage(),
+        "stability": stability(seeds_of(args)),
+        "usage": usage(args.first_seed),
     }
     minutes = (time.process_time() - start) / 60
-    args.output.write_text(TEXT.format(**parts, minutes=minutes, seeds=args.seeds, epochs=EPOCHS))
-    print(args.output.read_text())
+    weights = sum(parameter.numel() for parameter in DigitsModel(width=16).parameters())
+    text = TEXT.format(**parts, minutes=minutes, seeds=args.seeds, epochs=EPOCHS, weights=weights)
+    print(text)
+    if args.output is not None:
+        args.output.write_text(text)
 
 
 if __name__ == "__main__":

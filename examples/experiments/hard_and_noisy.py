@@ -1,7 +1,7 @@
-"""Write the last section of docs/analysis.md: hard samples against mislabelled ones (AlignPrune, B.2.7 and B.2.8).
+"""Hard samples against mislabelled ones (AlignPrune, B.2.7 and B.2.8): the last section of docs/analysis.md.
 
-``python -m examples.experiments.hard_and_noisy``, after ``python -m examples.experiments.analysis``, which writes the
-rest.
+``python -m examples.experiments.hard_and_noisy [--output docs/analysis.md]``, after
+``python -m examples.experiments.analysis``, which writes the rest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from examples.experiments.analysis import spread, table
 from examples.experiments.noise import NoisyDigits, NoisyModel
+from examples.experiments.reporting import add_seeds, seeds_of, spread, table
 from examples.experiments.training import quiet, train
 from lightning_prune import AlignPrune, InfoBatch, PruningCallback, RandomPruning, ScoreRegistry
 from lightning_prune.analysis import class_kept_share, hard_clean, noise_ratio, separation
@@ -109,10 +109,11 @@ def kept(selections: dict[str, list[list[Tensor]]], groups: list[Tensor]) -> str
 
 TITLE = "## Hard against mislabelled samples (AlignPrune, B.2.7 and B.2.8)\n"
 TEXT = """
-Written by `python -m examples.experiments.hard_and_noisy` ({minutes:.1f} minutes of CPU time on one thread; {seeds}
-seeds): symmetric noise of 40 %, {epochs} epochs, a window of {window}, a layer of 128 units
-(`examples.experiments.noise.NoisyModel`). Hard are the 10 % of the rightly labelled samples with the highest mean loss
-in full training. In bold: the chance that a hard sample ranks above a mislabelled one; 0.5 is no better than a coin.
+Written by `python -m examples.experiments.hard_and_noisy --output docs/analysis.md` ({minutes:.1f} minutes of CPU time
+on one thread; {seeds} seeds): symmetric noise of 40 %, {epochs} epochs, a window of {window}, a layer of 128 units
+(`examples.experiments.noise.NoisyModel`, {weights:,} weights). Hard are the 10 % of the rightly labelled samples with
+the highest mean loss in full training. In bold: the chance that a hard sample ranks above a mislabelled one; 0.5 is no
+better than a coin.
 
 {curves}
 Share of each group that is trained on, and noise among it, mean over the epochs {first} to {last}. The `prune_ratio` is
@@ -131,16 +132,16 @@ training.
 """
 
 
-def section(seeds: int) -> str:
+def section(seeds: range) -> str:
     """Return the section, its title included."""
     start = time.process_time()
-    full = [run(None, seed) for seed in range(seeds)]
+    full = [run(None, seed) for seed in seeds]
     runs = [(losses := torch.stack(watch.losses), groups_of(losses, flipped)) for watch, flipped in full]
     groups = [own for _, own in runs]
     selections = {}
     for name, make in METHODS.items():
         for ratio in RATIOS:
-            watches = [run(make(ratio), seed)[0] for seed in range(seeds)]
+            watches = [run(make(ratio), seed)[0] for seed in seeds]
             selections[f"{name}, {ratio}"] = [[watch.selected[epoch] for epoch in PRUNING] for watch in watches]
     for ratio in RATIOS:
         scores = [losses[WINDOW - 1] for losses, _ in runs]
@@ -151,7 +152,8 @@ def section(seeds: int) -> str:
         "kept": kept(selections, groups),
         "epochs": EPOCHS,
         "window": WINDOW,
-        "seeds": seeds,
+        "seeds": len(seeds),
+        "weights": sum(parameter.numel() for parameter in NoisyModel().parameters()),
     }
     minutes = (time.process_time() - start) / 60
     return TITLE + TEXT.format(**values, minutes=minutes, first=PRUNING[0], last=PRUNING[-1])
@@ -159,12 +161,15 @@ def section(seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("docs/analysis.md"))
+    add_seeds(parser, 3)
+    parser.add_argument("--output", type=Path, help="file whose end it replaces (default: none, it is printed)")
     args = parser.parse_args()
     quiet()
-    before = args.output.read_text().partition(TITLE)[0].rstrip("\n")
-    args.output.write_text(f"{before}\n\n{section(args.seeds)}")
+    text = section(seeds_of(args))
+    print(text)
+    if args.output is not None:
+        before = args.output.read_text().partition(TITLE)[0].rstrip("\n")
+        args.output.write_text(f"{before}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits.task import DigitsClassifier, DigitsData, DigitsModel
+from examples.experiments.reporting import add_seeds, count, seeds_of, spread
 from examples.experiments.training import quiet, train
 from lightning_prune import AlignPrune, InfoBatch, OrderDP, PruningCallback, RandomPruning
 from lightning_prune.data import inject_label_noise
@@ -172,21 +173,22 @@ def run(experiment: str, row: tuple[str, ...], seed: int) -> dict[str, float]:
 
 def table(experiment: str, results: dict[tuple[tuple[str, ...], int], dict[str, float]]) -> str:
     """Return the table of an experiment, from the results by row and seed."""
-    rows, num_seeds = list(EXPERIMENTS[experiment]), 1 + max(seed for _, seed in results)
+    rows, seeds = list(EXPERIMENTS[experiment]), sorted({seed for _, seed in results})
     names = ["noise", "method"] if len(rows[0]) == 2 else [experiment]
     values = ["accuracy, %", "against InfoBatch", "wrong labels kept, %", "saved, %"]
     lines = [[*names, *values], ["---"] * len(names) + ["---:"] * len(values)]
 
     def of(row: tuple[str, ...], key: str) -> list[float]:
-        return [100 * results[row, seed][key] for seed in range(num_seeds)]
+        return [100 * results[row, seed][key] for seed in seeds]
 
     for row in rows:
         accuracy = of(row, "accuracy")
         gains = [a - b for a, b in zip(accuracy, of((*row[:-1], *BASE), "accuracy"), strict=True)]
         lines.append([
             *row,
-            f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f}",
-            f"{statistics.fmean(gains):+.1f} ± {statistics.stdev(gains) / num_seeds**0.5:.1f}",
+            spread(accuracy, 1),
+            f"{statistics.fmean(gains):+.1f}"
+            + (f" ± {statistics.stdev(gains) / len(seeds) ** 0.5:.1f}" if len(seeds) > 1 else ""),
             *(f"{statistics.fmean(of(row, key)):.1f}" for key in ("noise", "saved")),
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -195,10 +197,10 @@ def table(experiment: str, results: dict[tuple[tuple[str, ...], int], dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=EXPERIMENTS)
-    parser.add_argument("--seeds", type=int, default=10, help="at least 2")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    add_seeds(parser, 10)
+    parser.add_argument("--jobs", type=count, default=1, help="processes")
     args = parser.parse_args()
-    cases = list(product(EXPERIMENTS[args.name], range(args.seeds)))
+    cases = list(product(EXPERIMENTS[args.name], seeds_of(args)))
     rows, seeds = zip(*cases, strict=True)
     with ProcessPoolExecutor(args.jobs, initializer=quiet) as pool:
         results = dict(zip(cases, pool.map(run, repeat(args.name), rows, seeds), strict=True))

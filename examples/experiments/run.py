@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from examples.experiments.reporting import add_seeds, count
 from lightning_prune.cli import main as lightning_prune
 
 HERE = "examples/experiments"
@@ -54,14 +55,15 @@ EXPERIMENTS: dict[str, list[Command]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=EXPERIMENTS)
-    parser.add_argument("--seeds", default="5")
-    parser.add_argument("--jobs", default="2")
+    add_seeds(parser, 5)
+    parser.add_argument("--jobs", type=count, default=2)
     args = parser.parse_args()
     sys.argv[1:] = []  # they are not the arguments of what is run
     for name, command in EXPERIMENTS[args.name]:
         folder = Path("results") / args.name / name
         config = [] if "--config" in command else ["--config", f"{HERE}/digits.yaml"]
-        shared = ["--output", str(folder), "--seeds", args.seeds, "--jobs", args.jobs, "--no_control"]
+        seeds = ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
+        shared = ["--output", str(folder), *seeds, "--jobs", str(args.jobs), "--no_control"]
         lightning_prune(["compare", *config, *command, *shared])
 
 

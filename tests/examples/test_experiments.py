@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.experiments import label_issues, noise
-from examples.experiments.analysis import surrogate, table, unbiasedness
+from examples.digits import static
+from examples.experiments import analysis, hard_and_noisy, label_issues, noise
+from examples.experiments import run as experiments
+from examples.experiments.analysis import surrogate, unbiasedness
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
+from examples.experiments.reporting import spread, table
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import AlignPrune, InfoBatch, PruningMonitor, RePB
 from lightning_prune.compare.main import _ratio, _resolve, make_parser
@@ -113,6 +117,23 @@ def test_a_table_of_wrong_labels(monkeypatch):
         "| 20% | InfoBatch | 55.0 ± 7.1 | +0.0 ± 0.0 | 25.0 | 12.5 |",
         "| 20% | AlignPrune | 58.0 ± 5.7 | +3.0 ± 1.0 | 25.0 | 12.5 |",
     ]
+
+
+def test_one_seed_has_no_deviation(monkeypatch):
+    monkeypatch.setitem(noise.EXPERIMENTS, "windows", {noise.BASE: Setting(align())})
+    results = {(noise.BASE, 7): {"accuracy": 0.5, "noise": 0.25, "saved": 0.125}}  # a first seed of 7
+    assert noise.table("windows", results).splitlines()[-1] == "| InfoBatch | 50.0 | +0.0 | 25.0 | 12.5 |"
+    assert spread([0.5]) == "0.500"
+
+
+@pytest.mark.parametrize("module", [noise, analysis, hard_and_noisy, static, experiments])
+def test_every_experiment_takes_seeds_and_a_first_seed(module, monkeypatch, capsys):
+    """And none a number of seeds below 1."""
+    name = ["x"] if module in (analysis, hard_and_noisy, static) else ["x", next(iter(module.EXPERIMENTS))]
+    monkeypatch.setattr(sys, "argv", [*name, "--first_seed", "3", "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "argument --seeds: Expected a number of at least 1, but got 0." in capsys.readouterr().err
 
 
 def test_tables_of_the_analyses():

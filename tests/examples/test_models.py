@@ -10,6 +10,7 @@ import torch
 from examples.adapters.detection import DetectionModule
 from examples.adapters.masked_lm import MaskedLMModule
 from examples.adapters.segmentation import SegmentationModule
+from examples.cifar.task import Cifar10Model
 from examples.digits.task import DigitsModel
 from examples.experiments.noise import NoisyModel
 from examples.glyphs.task import GlyphModel
@@ -50,6 +51,7 @@ def segmentation():
 
 
 MODELS = {
+    "Cifar10Model": lambda: (Cifar10Model(), (torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4))),
     "DetectionModule": detection,
     "DigitsModel": lambda: (DigitsModel(width=2), images(1, 8)),
     "GlyphModel": lambda: (GlyphModel(num_classes=3, width=2), images(1, 32)),

@@ -1,0 +1,186 @@
+"""CIFAR-10, all 50,000 images: ``python -m examples.cifar.run NAME --data_root DIR``; see docs/cifar.md.
+
+Each experiment is ``lightning-prune compare`` on examples/cifar/compare.yaml, into results/cifar/NAME: runs that have
+finished are kept, and each row ends in a verdict. DIR holds torchvision's ``cifar-10-batches-py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from examples.cifar.task import HUMAN, read_human, read_part
+from examples.experiments.reporting import add_seeds, count
+from lightning_prune.cli import PruneCLI
+from lightning_prune.cli import main as lightning_prune
+from lightning_prune.scoring import AUM, DUAL, EL2N, TDDS, DynUnc, Forgetting, ScoreRecorder
+
+HERE = "examples/cifar"
+METHODS = ["RandomPruning", "RS2", "InfoBatch", "SeTa", "RePB", "OrderDP", "ImportanceSampling"]
+NAMES = ("methods", "time", "human-noise", "static")
+LEVEL = 0.8
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--data_root", required=True, help="folder that holds cifar-10-batches-py")
+    add_seeds(parser, 3)
+    parser.add_argument("--epochs", type=count, help="default: 16, and 200 with resnet18")
+    parser.add_argument("--jobs", type=count, default=2, help="runs at a time; `time` makes one (default: 2)")
+    parser.add_argument("--arch", choices=["small", "resnet18"], default="small")
+    parser.add_argument("--devices", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--methods", nargs="+", help="of `methods` and `time`: these instead")
+    parser.add_argument("--prune_ratios", nargs="+", help="these instead")
+    parser.add_argument("--level", type=float, default=LEVEL, help=f"of `time`: accuracy to reach (default: {LEVEL})")
+    parser.add_argument("--output", default="results/cifar", help="default: results/cifar")
+    return parser
+
+
+def shared(args: argparse.Namespace) -> list[str]:
+    """Return the arguments of ``lightning-prune fit`` that say what is trained."""
+    epochs = args.epochs or (16 if args.arch == "small" else 200)
+    return [
+        f"--config={HERE}/compare.yaml",
+        f"--data.root={Path(args.data_root).resolve()}",
+        f"--model.arch={args.arch}",
+        f"--model.lr={0.1 if args.arch == 'small' else 0.2}",
+        f"--trainer.max_epochs={epochs}",
+        *(["--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed"] if args.devices == "cuda" else []),
+    ]
+
+
+def command(args: argparse.Namespace, folder: Path, methods: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    """Return a whole command."""
+    seeds = ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
+    own = ["compare", *shared(args), "--output", str(folder), *seeds, "--methods", *methods]
+    own += ["--jobs", "1" if args.name == "time" else str(args.jobs)]
+    return [*own, *(["--prune_ratios", *ratios] if ratios else [])]
+
+
+def commands(args: argparse.Namespace) -> list[list[str]]:
+    """Return the commands of an experiment."""
+    folder = Path(args.output) / args.name
+    if args.name == "methods":
+        return [command(args, folder, args.methods or METHODS, args.prune_ratios or ["0.3", "0.5"])]
+    if args.name == "time":
+        return [command(args, folder, args.methods or ["RePB", "OrderDP"], args.prune_ratios or ["0.3"])]
+    if args.name == "human-noise":
+        monitor = {"class_path": "lightning_prune.PruningMonitor", "init_args": {"flipped": "flipped"}}
+        more = ["--trainer.callbacks+=" + json.dumps(monitor)]
+        return [
+            [*command(args, folder / name, [f"{HERE}/human_noise.yaml"], []), f"--data.labels={name}", *more]
+            for name in HUMAN
+        ]
+    return [command(args, folder, [str(score(args, folder))], args.prune_ratios or ["0.5", "0.7", "0.9"])]
+
+
+def score(args: argparse.Namespace, folder: Path) -> Path:
+    """Score once, unless it has been done; return the file of methods that prune by the scores."""
+    scores = folder.with_name("scores")
+    path = scores / "methods.yaml"
+    if not path.exists():
+        window = max(3, min(10, (args.epochs or 16) // 2))
+        trackers = [TDDS(window=window), EL2N(), AUM(), Forgetting(), DynUnc(window=window), DUAL(window=window)]
+        recorder = ScoreRecorder(trackers, save_to=str(scores))
+        seed = f"--seed_everything={args.first_seed}"
+        PruneCLI(
+            args=["fit", *shared(args), seed], save_config_callback=None, trainer_defaults={"callbacks": [recorder]}
+        )
+        path.write_text(yaml.safe_dump(static_methods(scores.resolve()), sort_keys=False))
+    return path
+
+
+def static_methods(scores: Path) -> dict[str, dict[str, Any]]:
+    """Return the static methods, as a file of methods holds them."""
+
+    def method(file: str, **arguments: Any) -> dict[str, Any]:
+        path = str(scores / f"{file}.npz")
+        return {"class_path": "StaticPruning", "init_args": {"scores": path, **arguments}}
+
+    names = {
+        "TDDS": "tdds",
+        "EL2N": "el2n",
+        "AUM": "aum",
+        "Forgetting": "forgetting",
+        "DynUnc": "dynunc",
+        "DUAL": "dual",
+    }
+    found = {name: method(file) for name, file in names.items()}
+    found["DUAL, beta sampling"] = method("dual", selector="beta")
+    found["CCS on AUM"] = method("aum", selector="ccs", selector_args={"hard_cutoff": 0.1})
+    return found
+
+
+def check(args: argparse.Namespace) -> None:
+    """Look for the data before anything else.
+
+    Raises:
+        FileNotFoundError: If they are not there; the message says how to get them.
+    """
+    read_part(Path(args.data_root) / "cifar-10-batches-py", ["test_batch"])
+    for name in HUMAN if args.name == "human-noise" else ():
+        read_human(Path(args.data_root), name)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/result.json"))]
+
+
+def time_to_level(folder: Path, level: float) -> str:
+    """Return a table of the seconds until the accuracy is first at a level, and full data's over them."""
+    found: dict[tuple[str, float], list[float | None]] = {}
+    for run in results(folder):
+        if not run["label"].startswith("pilot"):
+            reached = next((point["seconds"] for point in run["curve"] if point["val_accuracy"] >= level), None)
+            found.setdefault((run["label"], run["ratio"] or 0.0), []).append(reached)
+    full = [seconds for seconds in found.get(("full data", 0.0), []) if seconds is not None]
+    lines = [f"| method | runs that reach {level:g} | seconds | full data's / its |", "|---|---:|---:|---:|"]
+    for (label, ratio), times in sorted(found.items(), key=lambda item: (item[0][0] != "full data", item[0])):
+        reached = [seconds for seconds in times if seconds is not None]
+        mean = statistics.fmean(reached) if reached else None
+        shown = "-" if mean is None else f"{mean:.0f}"
+        gain = "-" if mean is None or not full else f"{statistics.fmean(full) / mean:.2f}"
+        name = f"{label}, {ratio:g}" if ratio else label
+        lines.append(f"| {name} | {len(reached)} of {len(times)} | {shown} | {gain} |")
+    return "\n".join(lines)
+
+
+def wrong_labels_kept(folder: Path) -> str:
+    """Return a table of the share of wrong labels among what was trained, mean of the epochs after the first window."""
+    found: dict[str, list[float]] = {}
+    for run in results(folder):
+        shares = [point["prune/noise_ratio"] for point in run["curve"] if "prune/noise_ratio" in point]
+        ranked = shares[5 : int(0.875 * len(shares))]
+        if ranked:
+            found.setdefault(run["label"], []).append(100 * statistics.fmean(ranked))
+    lines = [f"| {folder.name}: method | wrong labels kept, % |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| {label} | {statistics.fmean(values):.1f} |" for label, values in found.items())])
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        check(args)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    sys.argv[1:] = []  # they are not the arguments of what is run
+    for own in commands(args):
+        lightning_prune(own)
+    folder = Path(args.output) / args.name
+    if args.name == "time":
+        print(time_to_level(folder, args.level))
+    if args.name == "human-noise":
+        print("\n\n".join(wrong_labels_kept(folder / name) for name in HUMAN))
+
+
+if __name__ == "__main__":
+    main()

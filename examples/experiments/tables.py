@@ -1,0 +1,255 @@
+"""Are the tables in the docs still what the code gives? ``python -m examples.experiments.tables [--check] [WORD]``.
+
+Makes one cheap cell of each table again, with one of its seeds. With ``--check`` it fails where a value is further from
+the documented mean than twice the documented deviation, and one unit of the last digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import lightning.pytorch as L
+import torch
+import yaml
+
+from examples.digits import static
+from examples.digits.task import DigitsData, DigitsModel
+from examples.experiments import analysis, hard_and_noisy, noise
+from examples.experiments import run as experiments
+from examples.experiments.training import quiet
+from examples.glyphs.task import GlyphModel
+from lightning_prune import InfoBatch, OrderDP
+from lightning_prune.cli import PruneCLI
+from lightning_prune.data import inject_label_noise
+from lightning_prune.scoring import EL2N, ScoreFile, ScoreRecorder, StaticPruning
+
+ROOT = Path(__file__).parents[2]
+SEED = 0
+EXPERIMENTS, ANALYSIS, STATIC = "docs/experiments.md", "docs/analysis.md", "docs/static-results.md"
+DIGITS, GLYPHS = "examples/experiments/digits.yaml", "examples/glyphs/compare.yaml"
+
+
+@final
+class Cell(NamedTuple):
+    """One cell of a table.
+
+    Attributes:
+        page: The page's path.
+        heading: Start of the heading that the table is under.
+        row: First cells of its row.
+        column: Name of its column.
+        run: Makes the value again, in units of the table.
+    """
+
+    page: str
+    heading: str
+    row: tuple[str, ...]
+    column: str
+    run: Callable[[], float]
+
+    def documented(self) -> tuple[float, float, float]:
+        """Return the documented mean, its deviation (0 if none is given) and one unit of its last digit.
+
+        Raises:
+            LookupError: If there is no such cell.
+        """
+        for table in tables_under((ROOT / self.page).read_text(), self.heading):
+            header, rows = table[0], table[2:]
+            row = next((row for row in rows if tuple(row[: len(self.row)]) == self.row), None)
+            if row is not None and self.column in header:
+                mean, _, deviation = row[header.index(self.column)].strip("*").partition("±")
+                mean = mean.strip().removesuffix("%").strip()
+                digits = len(mean.partition(".")[2])
+                return float(mean.replace(",", "")), float(deviation or 0), 10.0**-digits
+        raise LookupError(
+            f"Expected the row {self.row} and the column {self.column!r} under {self.heading!r}, in {self.page}."
+        )
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value of one seed may be one of those that the documented ones are of."""
+        mean, deviation, unit = self.documented()
+        return abs(value - mean) <= 2 * deviation + unit
+
+
+def tables_under(text: str, heading: str) -> list[list[list[str]]]:
+    """Return the tables between a heading and the next one, as rows of cells."""
+    part = re.search(rf"(?ms)^#+ {re.escape(heading)}.*?$(.*?)(?=^#|\Z)", text)
+    blocks = re.findall(r"(?m)(?:^\|.*\|\n?)+", part[1]) if part else []
+    return [[[cell.strip() for cell in line.strip().strip("|").split("|")] for line in b.splitlines()] for b in blocks]
+
+
+def from_yaml(config: str, method: dict[str, Any] | None, *arguments: str) -> Callable[[], float]:
+    """Return what trains as `lightning-prune compare` does, and returns the accuracy."""
+
+    def run() -> float:
+        args = [
+            "fit",
+            "--config",
+            str(ROOT / config),
+            f"--seed_everything={SEED}",
+            "--trainer.enable_progress_bar=false",
+        ]
+        args += [] if method is None else [f"--trainer.callbacks+={json.dumps(method)}"]
+        with contextlib.redirect_stderr(io.StringIO()):
+            cli = PruneCLI(args=[*args, *arguments], save_config_callback=None)
+        return float(cli.trainer.callback_metrics["val_accuracy"])
+
+    return run
+
+
+def random_pruning(ratio: float) -> dict[str, Any]:
+    return {"class_path": "RandomPruning", "init_args": {"prune_ratio": ratio}}
+
+
+def of_file(name: str, label: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / experiments.HERE / name).read_text())[label]
+
+
+def noisy(name: str, *row: str) -> Callable[[], float]:
+    return lambda: 100 * noise.run(name, row, SEED)["accuracy"]
+
+
+@cache
+def monitored() -> list[dict[str, float]]:
+    """Return what a monitor saw of a training with InfoBatch, epoch by epoch."""
+    method = analysis.AT_40["InfoBatch"]()
+    return analysis.train_digits(method, SEED, analysis.EPOCHS, gradient_every_n_epochs=2)[0]
+
+
+def last_fifth(key: str) -> Callable[[], float]:
+    """Return what gives the mean of a monitored value in the last fifth of the training."""
+    return lambda: float(analysis.by_part([monitored()], key)[-1])
+
+
+def of_table(make: Callable[[], str], row: str) -> Callable[[], float]:
+    """Return the second cell of a row of a table that takes no training."""
+
+    def run() -> float:
+        lines = [line.split("|") for line in make().splitlines() if line]
+        return float(next(line[2] for line in lines if line[1].strip() == row).strip().removesuffix(" %"))
+
+    return run
+
+
+def never_used() -> float:
+    registry = analysis.train_digits(OrderDP(0.837, 0.837), SEED, 40)[1]
+    return float((registry.counts == 0).sum())
+
+
+def mislabelled_loss() -> float:
+    watch, flipped = hard_and_noisy.run(None, SEED)
+    return float(watch.losses[-1][flipped].mean())
+
+
+def mislabelled_kept() -> float:
+    watch, flipped = hard_and_noisy.run(InfoBatch(0.5), SEED)
+    return float(
+        torch.stack([flipped[watch.selected[epoch]].double().mean() for epoch in hard_and_noisy.PRUNING]).mean()
+    )
+
+
+def random_coreset() -> float:
+    data = DigitsData(split_seed=SEED)
+    data.setup("fit")
+    draw = torch.rand(len(data.train), generator=torch.Generator().manual_seed(SEED))
+    model = static.fit(data.train, SEED + 100, 15, StaticPruning(draw, 0.3, seed=SEED))
+    return static.accuracy(model, data.held_out)
+
+
+def wrong_kept_by_el2n() -> float:
+    data = DigitsData(split_seed=SEED)
+    data.setup("fit")
+    images, targets = data.train.tensors
+    generator = torch.Generator().manual_seed(SEED)
+    labels, flipped = inject_label_noise(targets, "symmetric", static.NOISE, 10, generator=generator)
+    tracker = EL2N(num_epochs=5)
+    static.fit(static.TensorDataset(images, labels), SEED, 15, ScoreRecorder([tracker]))
+    scores = ScoreFile.make(tracker.compute(), method="EL2N", keep=tracker.keep, columns=tracker.columns())
+    return float(flipped[StaticPruning(scores, 0.5, seed=SEED).choose(len(labels)).indices].double().mean())
+
+
+CELLS = {
+    "methods": Cell(
+        EXPERIMENTS, "(a)", ("RandomPruning", "50 %"), "val_accuracy", from_yaml(DIGITS, random_pruning(0.5)),
+    ),
+    "glyphs": Cell(
+        EXPERIMENTS, "The same on glyphs", ("RandomPruning", "70 %"), "val_accuracy",
+        from_yaml(GLYPHS, random_pruning(0.7)),
+    ),
+    "repb": Cell(EXPERIMENTS, "(b)", ("RePB",), "val_accuracy", from_yaml(DIGITS, of_file("repb.yaml", "RePB"))),
+    "orderdp": Cell(
+        EXPERIMENTS, "(c)", ("OrderDP, s 0.707, q 0.707",), "val_accuracy",
+        from_yaml(DIGITS, of_file("orderdp.yaml", "OrderDP, s 0.707, q 0.707")),
+    ),
+    "optimizers": Cell(
+        EXPERIMENTS, "(f)", ("AdamW, 0.002", "RandomPruning"), "val_accuracy",
+        from_yaml(DIGITS, random_pruning(0.5), *experiments.OPTIMIZERS["adamw"]),
+    ),
+    "kinds": Cell(
+        EXPERIMENTS, "Kinds of noise", ("symmetric 40%", "AlignPrune, rescale=False"), "accuracy, %",
+        noisy("kinds", "symmetric 40%", "AlignPrune, rescale=False"),
+    ),
+    "cnn": Cell(EXPERIMENTS, "A network that memorises", ("InfoBatch",), "accuracy, %", noisy("cnn", "InfoBatch")),
+    "windows": Cell(EXPERIMENTS, "Windows", ("window 20",), "accuracy, %", noisy("windows", "window 20")),
+    "correlations": Cell(EXPERIMENTS, "Correlations", ("cosine",), "accuracy, %", noisy("correlations", "cosine")),
+    "reference": Cell(
+        EXPERIMENTS, "The reference's size", ("100 samples, 0% wrong",), "accuracy, %",
+        noisy("reference", "100 samples, 0% wrong"),
+    ),
+    "surrogate": Cell(
+        ANALYSIS, "OrderDP's surrogate loss", ("1,000",), "largest gap to the limit density",
+        of_table(analysis.surrogate, "1,000"),
+    ),
+    "unbiased": Cell(
+        ANALYSIS, "Which rules are unbiased", ("RandomPruning(0.4)",), "bias of the loss sum",
+        of_table(analysis.unbiasedness, "RandomPruning(0.4)"),
+    ),
+    "overlap": Cell(ANALYSIS, "Jaccard", ("40 %, InfoBatch",), "80-100 %", last_fifth("jaccard")),
+    "cosine": Cell(ANALYSIS, "Cosine", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_cosine")),
+    "norm": Cell(ANALYSIS, "Norm", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_norm_ratio")),
+    "usage": Cell(ANALYSIS, "Use of the samples", ("30 %",), "samples never used", never_used),
+    "losses of groups": Cell(ANALYSIS, "Hard against", ("loss: mislabelled",), "40", mislabelled_loss),
+    "groups kept": Cell(ANALYSIS, "Hard against", ("InfoBatch, 0.5",), "mislabelled among the kept", mislabelled_kept),
+    "static": Cell(STATIC, "Clean labels", ("random",), "30% pruned", random_coreset),
+    "static, noisy": Cell(STATIC, "20 % wrong labels", ("EL2N",), "50% pruned", wrong_kept_by_el2n),
+}  # fmt: skip
+MODELS: dict[tuple[str, str], Callable[[], L.LightningModule]] = {
+    (EXPERIMENTS, "a CNN of {:,} weights"): lambda: DigitsModel(width=16),
+    (EXPERIMENTS, "a CNN of three convolutions, {:,} weights"): GlyphModel,
+    (EXPERIMENTS, "one hidden layer, {:,} weights"): noise.NoisyModel,
+    (STATIC, "a small CNN (8 and 16 channels, {:,} weights)"): lambda: DigitsModel(width=8),
+}
+"""What a page says of the model of its experiments, and that model."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help=f"only these of {', '.join(CELLS)}")
+    parser.add_argument("--check", action="store_true", help="exit with code 1 if a cell differs")
+    args = parser.parse_args()
+    if unknown := set(args.words) - set(CELLS):
+        parser.error(f"Expected words of {', '.join(CELLS)}, but got {', '.join(sorted(unknown))}.")
+    quiet()
+    different = 0
+    for name in args.words or CELLS:
+        cell = CELLS[name]
+        value, (mean, deviation, _) = cell.run(), cell.documented()
+        holds = cell.holds(value)
+        different += not holds
+        where = f"{cell.page}, {cell.heading}: {', '.join(cell.row)}"
+        print(f"{'ok' if holds else 'DIFFERS'}: {name} ({where}): {mean:g} ± {deviation:g} there, {value:.4g} now")
+    if args.check and different:
+        sys.exit(f"{different} documented tables differ: make them again by their commands.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The documented tables are what the code gives: one cell of each is made again, with the models of the text."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from examples.experiments.tables import ANALYSIS, CELLS, EXPERIMENTS, MODELS, ROOT, STATIC, Cell, tables_under
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_of_each_table_is_what_the_code_gives(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    value = CELLS[name].run()
+    assert CELLS[name].holds(value), f"{CELLS[name].documented()} is documented, but got {value}"
+    assert torch.get_num_threads() == threads
+
+
+def test_every_table_has_a_cell_that_is_checked():
+    for page in (ANALYSIS, EXPERIMENTS, STATIC):
+        text = (ROOT / page).read_text()
+        for heading in re.findall(r"(?m)^#+ (.*)$", text):
+            cells = [cell for cell in CELLS.values() if cell.page == page and heading.startswith(cell.heading)]
+            assert bool(cells) == bool(tables_under(text, heading)), heading
+
+
+@pytest.mark.parametrize(("page", "words"), MODELS)
+def test_pages_say_how_many_weights_the_models_have(page, words):
+    count = sum(parameter.numel() for parameter in MODELS[page, words]().parameters())
+    assert words.format(count) in " ".join((ROOT / page).read_text().split())
+
+
+def test_a_cell_that_differs_is_found(tmp_path, monkeypatch):
+    (tmp_path / "a.md").write_text("## A\n\n| m | acc |\n|---|---|\n| x | 0.90 ± 0.01 |\n| y | 3 |\n\n## B\n")
+    monkeypatch.setattr("examples.experiments.tables.ROOT", tmp_path)
+    cell = Cell("a.md", "A", ("x",), "acc", float)
+    assert cell.documented() == (0.9, 0.01, 0.01)
+    assert [cell.holds(value) for value in (0.871, 0.9, 0.929, 0.869, 0.931)] == [True, True, True, False, False]
+    exact = cell._replace(row=("y",))
+    assert [exact.holds(value) for value in (3.0, 4.5)] == [True, False]
+    for wrong in (cell._replace(row=("z",)), cell._replace(heading="B"), cell._replace(column="f1")):
+        with pytest.raises(LookupError, match="Expected the row"):
+            wrong.documented()
