@@ -12,6 +12,7 @@ from typing import NoReturn
 
 COMMANDS = {
     "fit": "train as a configuration says: --config FILE, and any argument of it",
+    "advise": "train for a tenth of the run, and say which method suits the data, if any",
     "compare": "train with several methods and shares saved, and say which were worth it",
     "score": "score the training set once, for a static coreset",
     "find-label-issues": "train as a configuration says, and list the labels that are probably wrong",

@@ -20,7 +20,7 @@ FLOORS = [
     {"mistakes"},
     {"cli"},
     {"__main__"},
-    {"compare", "testing"},
+    {"advise", "compare", "testing"},
 ]
 """What is on which floor, from below. A module imports its own part of the package, and lower floors."""
 LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")

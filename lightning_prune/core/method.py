@@ -126,6 +126,11 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
         return None
 
     @property
+    def keeps_as(self) -> str:
+        """Whose state it keeps: a run resumed with another method drops it."""
+        return type(self).__name__
+
+    @property
     def resolved_seed(self) -> int:
         """The seed in force: the argument, else the one that ``seed_everything`` set, else 0."""
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))

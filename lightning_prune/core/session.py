@@ -319,7 +319,7 @@ class Session:
             self.table,
             self.running,
             ranks,
-            method=None if self.method is None else type(self.method).__name__,
+            method=None if self.method is None else self.method.keeps_as,
             seed=self.seed,
             dataset=self.dataset,
             full_batches=self.full_batches,
@@ -331,7 +331,7 @@ class Session:
         Raises:
             StateMismatchError: If the state is of another run; the message says what differs.
         """
-        own = None if self.method is None else type(self.method).__name__
+        own = None if self.method is None else self.method.keeps_as
         if (method := state.get("method", own)) != own and (state.get("columns") or state.get("state")):
             warn_on_first_rank(
                 f"The checkpoint is of a run with {method}, but the run is resumed with {own}. Losses and counts go "

@@ -142,6 +142,11 @@ class Budget(MethodWrapper):
                 setattr(self, name, getattr(base, name))
 
     @property
+    def keeps_as(self) -> str:
+        """Whose state it keeps: its own, and the base's."""
+        return f"Budget({self.base.keeps_as})"
+
+    @property
     def _goal(self) -> Goal:
         if self.save is not None:
             return Goal("save", self.save)
@@ -265,7 +270,7 @@ class Budget(MethodWrapper):
         share = outlook.share(partial(goal.is_met, spent))
         state[_SHARE].fill_(share)
         least = goal.cost(spent, outlook.rest(1.0)) if share == 1 else None
-        if least is not None and least > goal.limit + goal.tolerance and not self._warned:
+        if least is not None and least > goal.limit + self._tolerance(registry) and not self._warned:
             self._warned = True
             rank_zero_warn(
                 f"Budget({goal.name}={goal.value:g}) cannot be kept: as far as can be told after epoch {epoch - 1}, "
@@ -279,10 +284,13 @@ class Budget(MethodWrapper):
             "steps": float(spent.steps),
             "hours": spent.seconds,
         }[goal.name]
-        over = cost - goal.limit
-        tolerance = goal.tolerance + (1 / registry.num_samples if goal.name == "save" else 0)  # a sample an epoch
+        over, tolerance = cost - goal.limit, self._tolerance(registry)
         if over > tolerance or (goal.name == "save" and -over > tolerance):
             rank_zero_warn(f"Budget({goal.name}={goal.value:g}) was missed: the run ends with {goal.says(cost)}.")
+
+    def _tolerance(self, registry: SampleTable) -> float:
+        """Return by how much the goal may be missed without a word; a sample an epoch is as near as one can come."""
+        return self._goal.tolerance + (1 / registry.num_samples if self.save is not None else 0)
 
     def _bounds(self, registry: SampleTable, epoch: int) -> Bounds:
         """Return the least and the largest share of an epoch that the base would leave out, given the present state."""

@@ -24,6 +24,9 @@ from lightning_prune.trainer.callback import PruningCallback
 
 _SELECTORS = ("top", "middle", "ccs", "beta")
 
+_ARGUMENTS = {"ccs": ("cutoff_scores", "hard_cutoff", "num_strata"), "beta": ("c_d", "difficulty_mean")}
+"""What ``selector_args`` may hold, by selector."""
+
 
 @final
 class StaticPruning(PruningCallback):
@@ -93,6 +96,11 @@ class StaticPruning(PruningCallback):
             check_choice("selector", selector, _SELECTORS)
         if keep is not None:
             check_choice("keep", keep, ("high", "low"))
+        known = _ARGUMENTS.get(selector, ()) if isinstance(selector, str) else tuple(selector_args or ())
+        if unknown := [name for name in selector_args or () if name not in known]:
+            raise ValueError(
+                f"Expected `selector_args` of {selector!r}, of {list(known)}, but got {', '.join(map(repr, unknown))}."
+            )
         self.scores = scores
         self.prune_ratio = prune_ratio
         self.selector = selector

@@ -1,0 +1,178 @@
+"""The command ``lightning-prune advise``: a short probe of a training, and which method it speaks for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, final
+
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from torch import Tensor
+
+from lightning_prune.analysis.advice import MIN_EPOCHS, NOISY, Advice, Findings, advise, find, suspected
+from lightning_prune.cli import PruneCLI
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.plan import Selection
+from lightning_prune.core.step import StepRecord
+from lightning_prune.core.table import SampleTable
+from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.private import get_callbacks, set_callbacks
+
+_NAMES = ("advise_confidence", "advise_other", "advise_class", "advise_target")
+
+
+@final
+class Watch(PruningCallback):
+    """Trains on everything, and keeps each epoch's losses, and what the model makes of the labels.
+
+    Attributes:
+        losses: Losses ``(n,)`` of each epoch, on the CPU.
+        beliefs: Values ``(4, n)`` of the last epoch: the probability of the given class, the largest of another one,
+            that class, and the given one; NaN where they are not known.
+    """
+
+    record_names = _NAMES
+
+    def __init__(self) -> None:
+        super().__init__(log=False)
+        self.losses: list[Tensor] = []
+        self.beliefs = torch.empty(4, 0)
+
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
+        """Return everything."""
+        return Selection.all(registry.num_samples, registry.losses.device)
+
+    def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return what the model believes of each sample, where the training step passed logits and class ids."""
+        losses, logits, targets = step.recorded_losses, step.logits, step.targets
+        if logits is None or targets is None or logits.dim() != 2 or targets.shape != logits.shape[:1]:
+            return dict.fromkeys(_NAMES, torch.full_like(losses, torch.nan, dtype=torch.float32))
+        chances = logits.float().softmax(1)
+        given = chances.gather(1, targets.long()[:, None])
+        other, where = chances.scatter(1, targets.long()[:, None], -1.0).max(1)
+        return dict(zip(_NAMES, (given.squeeze(1), other, where.float(), targets.float()), strict=True))
+
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
+        """Keep the epoch's values."""
+        self.losses.append(registry.losses.cpu().clone())
+        values = torch.stack([record.extra[name].cpu() for name in _NAMES])
+        self.beliefs = values[:, values.isfinite().all(0)]
+
+    def findings(self, max_epochs: int) -> Findings:
+        """Return what was found."""
+        if self.beliefs.shape[1] == 0:
+            return find(self.losses, max_epochs)
+        confidences, others, classes, targets = self.beliefs
+        noise = suspected(confidences, others, classes.long(), targets.long())
+        return find(self.losses, max_epochs, noise, targets.long())
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"error: {message}\nFor all arguments: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's own arguments; all others are those of ``lightning-prune fit``."""
+    parser = _Parser(
+        "lightning-prune advise",
+        description="Train for a small share of the run, and say which method suits the data, with its yaml, or that "
+        "fewer epochs of all data would do better. Any argument of `lightning-prune fit` is taken too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", required=True, help="yaml of the training, as for `fit`")
+    parser.add_argument("--save", type=float, default=0.4, help="share of the sample-steps to save (default: 0.4)")
+    parser.add_argument("--probe", type=float, default=0.1, help="share of the run to probe with (default: 0.1)")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``lightning-prune advise --config FILE --save 0.4``.
+
+    Args:
+        args: The arguments after ``advise``. None: those of the command line.
+
+    Raises:
+        SystemExit: With code 2 for a mistake in the arguments, or in what they name.
+    """
+    sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules
+    parser = make_parser()
+    options, overrides = parser.parse_known_args(sys.argv[2:] if args is None else args)
+    for name in ("save", "probe"):
+        if not 0 < getattr(options, name) < 1:
+            parser.error(f"Expected `--{name}` to be a number in (0, 1), but got {getattr(options, name):g}.")
+    arguments = ["fit", *(f"--config={path}" for path in options.config), *overrides]
+    cli = PruneCLI(args=arguments, save_config_callback=None, check_only=True)
+    max_epochs = cli.trainer.max_epochs or -1
+    if max_epochs < 1 or cli.trainer.max_steps != -1:
+        parser.error(
+            f"Expected a training limited by `trainer.max_epochs`, but got max_epochs={cli.trainer.max_epochs} and "
+            f"max_steps={cli.trainer.max_steps}."
+        )
+    epochs = round(options.probe * max_epochs)
+    if epochs < MIN_EPOCHS:
+        parser.error(
+            f"Expected a probe of at least {MIN_EPOCHS} epochs, to compare rankings, but {options.probe:g} of "
+            f"{max_epochs} epochs is {epochs}. Give `--probe {min(1.0, MIN_EPOCHS / max_epochs):.2g}` or more."
+        )
+    try:
+        findings = probe(cli, epochs)
+        advice = advise(findings, options.save)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if not str(error).startswith("Expected "):
+            raise
+        parser.error(str(error))
+    sys.stdout.write(report(findings, advice, options.save))
+
+
+def probe(cli: PruneCLI, epochs: int) -> Findings:
+    """Train what a configuration says for some epochs, with all data and without writing anything.
+
+    Args:
+        cli: The parsed configuration, whose objects are built.
+        epochs: Epochs of the probe.
+    """
+    trainer: Trainer = cli.trainer
+    max_epochs = int(trainer.max_epochs or 0)
+    watch = Watch()
+    kept = [c for c in get_callbacks(trainer) if not isinstance(c, PruningCallback | Checkpoint | EarlyStopping)]
+    callbacks: list[Callback] = [watch, *kept]
+    set_callbacks(trainer, callbacks)
+    trainer.fit_loop.max_epochs = epochs
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+    return watch.findings(max_epochs)
+
+
+def report(findings: Findings, advice: Advice, save: float) -> str:
+    """Return what to print."""
+    unknown = "not known: pass `logits` and `targets` to `weighted_loss`"
+    noise = unknown if findings.noise is None else f"{findings.noise:.1%} ({NOISY:.0%} or more: noisy)"
+    imbalance = unknown if findings.imbalance is None else f"{findings.imbalance:.1f} : 1"
+    lines = [
+        f"Probe: {findings.probe_epochs} of {findings.max_epochs} epochs, all data.",
+        f"  learnt samples              {findings.easy:.1%}",
+        f"  samples below the mean loss {findings.below_mean:.1%}",
+        f"  ranking, epoch to epoch     {findings.stability:.2f} (Spearman)",
+        f"  suspected wrong labels      {noise}",
+        f"  largest : smallest class    {imbalance}",
+        "Most that can be saved in the full run:",
+        *(f"  {name:<27} {share:.1%}" for name, share in advice.reaches.items()),
+        "",
+    ]
+    if advice.callback is None:
+        epochs = max(1, round((1 - save) * findings.max_epochs))
+        lines += ["Do not prune: train all data for fewer epochs.", *(f"- {reason}" for reason in advice.reasons), ""]
+        text = yaml.safe_dump({"trainer": {"max_epochs": epochs}}, sort_keys=False)
+    else:
+        base = advice.callback["init_args"]["base"]["class_path"]
+        lines += [f"Advice: {base}, to save {save:.0%}.", *(f"- {reason}" for reason in advice.reasons), ""]
+        text = yaml.safe_dump({"trainer": {"callbacks": [advice.callback]}}, sort_keys=False)
+    return "\n".join([*lines, text])
