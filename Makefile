@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo lint types test test-min docs-tables soak bench clean
+.PHONY: setup demo lint types test test-min docs-tables soak bench dist clean
 
 setup: $(VENV)/.done
 
@@ -46,6 +46,12 @@ soak: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
+
+# What is uploaded: a wheel and a source archive, checked (tests/test_package.py).
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) .venv-min .mypy_cache .pytest_cache .ruff_cache build dist
