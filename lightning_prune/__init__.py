@@ -41,6 +41,7 @@ if _WANTED or TYPE_CHECKING:
     from lightning_prune.methods.selective_backprop import SelectiveBackprop
     from lightning_prune.methods.seta import SeTa
     from lightning_prune.methods.ucb import UCB
+    from lightning_prune.report.callback import PruningReport
     from lightning_prune.trainer.callback import PruningCallback
     from lightning_prune.trainer.mixin import WeightedLossMixin
     from lightning_prune.trainer.registry import ScoreRegistry
@@ -61,6 +62,7 @@ __all__ = [
     "Pruner",
     "PruningCallback",
     "PruningMonitor",
+    "PruningReport",
     "RHOLoss",
     "RandomPruning",
     "RePB",
@@ -72,7 +74,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "schedules", "scoring", "testing"})
+_ON_FIRST_USE = frozenset({"analysis", "data", "functional", "report", "schedules", "scoring", "testing"})
 
 
 def __getattr__(name: str) -> Any:

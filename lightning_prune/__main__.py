@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": "train as a configuration says: --config FILE, and any argument of it",
     "advise": "train for a tenth of the run, and say which method suits the data, if any",
     "compare": "train with several methods and shares saved, and say which were worth it",
+    "report": "write a page of one run, or of several side by side",
     "score": "score the training set once, for a static coreset",
     "find-label-issues": "train as a configuration says, and list the labels that are probably wrong",
     "methods": "list the pruning methods; `methods NAME`: its arguments",

@@ -21,7 +21,11 @@ from lightning_prune.analysis.trainer import CommandTrainer
 from lightning_prune.mistakes import hints
 
 _PACKAGE = Path(__file__).parent
-_OTHER_COMMANDS = {"advise": "lightning_prune.advise", "compare": "lightning_prune.compare"}
+_OTHER_COMMANDS = {
+    "advise": "lightning_prune.advise",
+    "compare": "lightning_prune.compare",
+    "report": "lightning_prune.report.command",
+}
 """Commands beside those of LightningCLI, and the module whose ``main`` they call."""
 _SPELLINGS = {"find-label-issues": "find_label_issues"}
 """Commands as they are written, and the methods that LightningCLI looks for."""

@@ -16,6 +16,7 @@ FLOORS = [
     {"loop"},
     {"methods", "scoring"},
     {"analysis", "data", "functional", "schedules"},
+    {"report"},
     {""},  # the package's own `__init__`
     {"mistakes"},
     {"cli"},
@@ -267,7 +268,7 @@ else:
 PART = """
 import sys
 import lightning_prune as lp
-assert f"lightning_prune.{NAME}" not in sys.modules or NAME == "analysis"  # for the monitor
+assert f"lightning_prune.{NAME}" not in sys.modules or NAME in ("analysis", "report")  # for callbacks
 assert getattr(lp, NAME).__name__ == f"lightning_prune.{NAME}"
 assert len(getattr(lp, NAME).__all__) > 1
 """
@@ -284,7 +285,7 @@ assert any(repr(callback).startswith("InfoBatch(prune_ratio=0.25") for callback 
 def test_what_the_import_needs_and_gives():
     """No extra, nor the command line's parser; parts on first use; short names for any LightningCLI."""
     constants = f"EXTRAS = {EXTRAS}\nWITHOUT = {WITHOUT!r}\n"
-    parts = [f"NAME = {name!r}\n{PART}" for name in ("analysis", "data", "functional", "scoring")]
+    parts = [f"NAME = {name!r}\n{PART}" for name in ("analysis", "data", "functional", "report", "scoring")]
     python("-c", FORKS, constants + IMPORTS_NO_EXTRA, constants + NEEDS_NO_EXTRA, *parts, SHORT_NAMES)
 
 

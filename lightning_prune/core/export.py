@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +30,43 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path, *, what: str) -> None:
+    """Raise OSError unless a file can be written at ``path``; folders on the way are made.
+
+    Args:
+        path: The file.
+        what: What it is to hold, for the message.
+    """
+    hint = f"Name another path for the {what}."
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"Expected the path of the {what} to be that of a file, but '{path}' is a folder. {hint}"
+        )
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(f"Expected to be able to write '{path}', but got: {reason}. {hint}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def check_table_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a table to be written, ``.npz`` where there is no suffix.
+
+    Raises:
+        ValueError: If the suffix is neither ``.npz`` nor ``.parquet``.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".npz")
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"Expected a path that ends in `.npz` or `.parquet`, but got '{path}'.")
+    return path
 
 
 def save_table(table: dict[str, Tensor], path: Path) -> None:

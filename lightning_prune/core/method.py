@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import MEASURED, RatioSetting
+from lightning_prune.core.ratio import MEASURED, RatioSetting, after_warmup
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 
@@ -125,6 +125,11 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
         """Return why this method, with these arguments, needs a Trainer; None: it does not."""
         return None
 
+    def prunable(self, max_epochs: int) -> float:
+        """Return the share of the epochs of a run that may leave something out, whatever the losses; 0: none will."""
+        setting = ratio_setting(type(self))
+        return (after_warmup if setting is None else setting.prunable)(max_epochs, self.arguments())
+
     @property
     def keeps_as(self) -> str:
         """Whose state it keeps: a run resumed with another method drops it."""
@@ -134,6 +139,14 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     def resolved_seed(self) -> int:
         """The seed in force: the argument, else the one that ``seed_everything`` set, else 0."""
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def arguments(self) -> dict[str, bool | int | float | str | None]:
+        """Return the arguments that this method was made with; what is neither a number nor a text, as it prints."""
+        kept_as = {"log": "log_metrics"}  # `Callback.log` is Lightning's
+        names = {name: kept_as.get(name, name) for name in arguments_of(type(self))}
+        values = {name: getattr(self, attribute) for name, attribute in names.items() if hasattr(self, attribute)}
+        plain = (bool, int, float, str, type(None))
+        return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
 
     def __repr__(self) -> str:
         shared = {"seed", "warmup_epochs", "scale_lr_schedule", "log"}

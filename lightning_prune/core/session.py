@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_prune.core import checkpoint
 from lightning_prune.core.checks import StateMismatchError, warn_on_first_rank
-from lightning_prune.core.epoch import RunningEpoch, check_same_on_all_ranks
+from lightning_prune.core.epoch import EpochRecord, RunningEpoch, check_same_on_all_ranks
 from lightning_prune.core.method import Method
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
@@ -21,6 +22,8 @@ from lightning_prune.core.stats import finite_mean
 from lightning_prune.core.step import StepRecord, wrong_length
 from lightning_prune.core.stream import Running, Stream, StreamEpoch
 from lightning_prune.core.table import SampleTable, changed_length
+
+Observer = Callable[[EpochRecord, dict[str, float | Tensor]], None]
 
 
 @final
@@ -53,6 +56,7 @@ class Session:
         num_batches: Batches that the running epoch is to have, likewise; one that ends before is counted by its share.
         in_step: Whether a step is running, be it one that the loader has no batch for.
         dataset: What identifies the dataset beside its length: its class and the user's name for it.
+        observers: Called at each epoch's end with its record and what is logged of it; the table is that of the end.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Session:
         self.num_batches: int | float = 0
         self.in_step = False
         self.dataset: list[str | None] = [None, None]
+        self.observers: list[Observer] = []
         self._batches: PlanBatchSampler | Stream | None = None
         self._rng: dict[str, Any] | None = None
 
@@ -236,6 +241,8 @@ class Session:
         if method is not None:
             method.on_epoch_recorded(table, record)
             metrics |= {f"prune/{name}": value for name, value in method.metrics(table).items()}
+        for observe in self.observers:
+            observe(record, metrics)
         self.running = self.step.running = None
         table.epoch += 1
         return metrics

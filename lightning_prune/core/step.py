@@ -77,11 +77,13 @@ class StepRecord:
         probing: True while a step is run only to learn its losses: ``weighted_loss`` then ends it with `Probed`.
         scheduler_calls: Says how often a learning-rate scheduler is due at this optimizer step, or None.
         full_step: Says at which optimizer step the run would be if nothing was left out, or None.
+        watched: Whether to look, in the first step, if the weighted loss is what is trained.
         weights: Loss weights ``(B,)``, float32, a view of the epoch's; None: all ones.
         losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called. They are
             weighted by nothing.
         logits: What was passed to ``weighted_loss``, detached, or None. Likewise ``targets``, ``features``,
             ``sample_weight``, ``grad_norm``.
+        loss: What ``weighted_loss`` returned, with its graph, until the step ends; None before.
         batch_loss: The scalar loss that ``training_step`` returned, detached, or None; set after the step.
     """
 
@@ -95,12 +97,14 @@ class StepRecord:
         self.scheduler_calls: Callable[[Any], int] | None = None
         self.full_step: Callable[[], int] | None = None
         self.weights: Tensor | None = None
+        self.watched = False
         self._done: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
         """Drop what the last step recorded."""
         self.losses: Tensor | None = None
+        self.loss: Tensor | None = None
         self.logits: Tensor | None = None
         self.targets: Tensor | None = None
         self.features: Tensor | None = None
@@ -241,15 +245,21 @@ def weighted_loss(
         per_sample = torch.where(weights > 0, per_sample, 0)  # 0 times NaN is NaN
     if len(per_sample) == 0:  # a collate function dropped the whole batch
         return losses.sum()
-    if normalize == "sample":
-        counts = None
+    plain = losses if mask is None else per_sample
+    loss = _mean_of(plain, per_sample, weights, sample_weight, None if normalize == "sample" else counts)
+    loss = loss if loss.dtype == losses.dtype else loss.to(losses.dtype)
+    if step is not None and step.active:
+        step.loss = loss
+    return loss
+
+
+def _mean_of(
+    plain: Tensor, per_sample: Tensor, weights: Tensor | None, sample_weight: Tensor | None, counts: Tensor | None
+) -> Tensor:
+    """Return the mean of the losses ``(B,)``; where nothing weighs them, that of ``plain``, exactly."""
     if sample_weight is not None or counts is not None:
-        loss = weighted_mean(per_sample, weights, sample_weight, counts)
-    elif weights is not None:
-        loss = (weights * per_sample).mean()
-    else:
-        return losses.mean() if mask is None else per_sample.mean()
-    return loss if loss.dtype == losses.dtype else loss.to(losses.dtype)
+        return weighted_mean(per_sample, weights, sample_weight, counts)
+    return plain.mean() if weights is None else (weights * per_sample).mean()
 
 
 def _weights_of(step: StepRecord, per_sample: Tensor, indices: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
+from lightning_prune.core.ratio import after_warmup
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -69,6 +70,10 @@ class MethodWrapper(PruningCallback, ABC):
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return what the base records."""
         return self.base.per_sample(step)
+
+    def prunable(self, max_epochs: int) -> float:
+        """Return the share of the epochs in which the base may leave something out, after the warm-up."""
+        return min(self.base.prunable(max_epochs), after_warmup(max_epochs, {"warmup_epochs": self.warmup_epochs}))
 
     def trainer_only(self) -> str | None:
         """Return why the base needs a Trainer."""

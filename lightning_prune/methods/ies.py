@@ -120,6 +120,10 @@ class IES(PruningCallback):
         """Declare a ring of the last losses; NaN: missing."""
         registry.add_column(_COLUMN, fill=torch.nan, slots=self.moving_average + 3)
 
+    def prunable(self, max_epochs: int) -> float:
+        """Return the share of the epochs after those that it takes to know whether a loss has stopped to change."""
+        return max(0, max_epochs - max(self.warmup_epochs, self.moving_average + 3)) / max_epochs
+
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Leave out what is mastered."""
         ring = registry.column(_COLUMN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +18,11 @@ class TrainerCallback(Callback, ABC):
 
     takes_new_samples: bool = True
     """Whether samples may be appended to the dataset in a run: not where what it knows of each was given beforehand."""
+
+    @property
+    def leaves(self) -> Sequence[str]:
+        """What the run has left behind, in words, for the last lines of ``fit``."""
+        return ()
 
     def on_after_setup(self, fabric: Any, module: Any) -> None:
         """Refuse Fabric, which calls this hook in its ``setup``; else its loop would train on everything, silently.

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_prune.core.checks import LoaderError, StateMismatchError, check_int
 from lightning_prune.core.epoch import RunningEpoch
+from lightning_prune.core.export import check_table_path, check_writable
 from lightning_prune.core.method import Method
 from lightning_prune.core.rng import make_generator
 from lightning_prune.core.sampler import PlanBatchSampler
@@ -26,6 +28,8 @@ from lightning_prune.core.stream import Running
 from lightning_prune.core.table import SampleTable, changed_length
 from lightning_prune.trainer import private, probe, streams
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
+from lightning_prune.trainer.clock import Stopwatch
+from lightning_prune.trainer.ending import OTHER_LOSS, closing_lines, idleness, is_made_of, log_arguments, swapped
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules
 
@@ -50,6 +54,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             tell their ids, ``self.weighted_loss(losses, indices=ids)``. None: the dataset tells it.
         repeats: Whether a stream may yield a sample more than once in an epoch, as one that draws with replacement;
             else that is taken for a mistake in how it is shared among workers and processes.
+        save_to: File for the per-sample table, written when ``fit`` ends, as :meth:`save` does: ``.npz``, or
+            ``.parquet`` with the extra ``export``. None: none is written.
 
     Raises:
         TypeError: If ``num_samples`` is no int.
@@ -57,6 +63,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     Attributes:
         session: The run, which the hooks drive.
+        clock: The time that this fit's training takes, without validation.
 
     Example:
         >>> import lightning.pytorch as L
@@ -73,6 +80,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         debug_sync: bool = False,
         num_samples: int | None = None,
         repeats: bool = False,
+        save_to: str | PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if num_samples is not None:
@@ -83,6 +91,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.save_rng = save_rng
         self.dataset_id = dataset_id
         self.debug_sync = debug_sync
+        self.save_to = None if save_to is None else check_table_path(save_to)
         self.session = Session(self)
         self._picking: probe.PickingStep | None = None
         self._pending: dict[str, Any] | None = None
@@ -100,6 +109,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._resumed = False
         self._begun: int | None = None  # epoch that is planned already
         self._late_batches: int | float | None = None  # length of the epoch, to be told at its first step
+        self.clock = Stopwatch()
+        self._steps_before = 0  # trained before this fit
+        self._loss_is_used: bool | None = None  # whether the first step trains on the weighted loss; None: not known
+        self._leaves: list[str] = []
 
     @property
     def step(self) -> StepRecord:
@@ -177,6 +190,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         method = methods[0] if methods else None
         private.check_trainer(trainer)
         _check_module(pl_module, method)
+        if self.save_to is not None and trainer.is_global_zero:
+            check_writable(self.save_to, what="per-sample table")
         self._begin_fit(trainer, pl_module)
         seed = 0 if method is None else method.resolved_seed
         self.session = Session(self, method, seed=seed, debug_sync=self.debug_sync)
@@ -274,6 +289,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             private.warn_unless_it_ends_epochs(trainer, loader.planned)
         if isinstance(pl_module, WeightedLossMixin):
             pl_module._pruning_step = self.step
+            self.step.watched = method is not None and method.weighs_losses
         if method is not None and method.picks_in_batch:
             self._picking = probe.PickingStep(pl_module, self._pick)
         self._note_limits(trainer)
@@ -289,6 +305,17 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 self._join(trainer)
         elif self.num_samples != loader.num_samples:
             raise MisconfigurationException(changed_length(self.num_samples, loader.num_samples))
+        self._announce(trainer)
+
+    def _announce(self, trainer: Trainer) -> None:
+        """Log what the run is, and warn if it will prune nothing."""
+        method, self._steps_before = self.session.method, self.trained_steps
+        if method is None:
+            return
+        if method.log_metrics:
+            log_arguments(trainer.loggers, method)
+        if not _is_dev_run(trainer) and (told := idleness(method, self.max_epochs)) is not None:
+            rank_zero_warn(told)
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
         """Take over a state, which may be of fewer samples where a run that reloads has come to an epoch's end."""
@@ -390,6 +417,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select this epoch's samples and make the fit loop follow."""
+        self.clock.run()
         if self.takes_part and self._begun != trainer.current_epoch:  # else begun in on_train_start
             self._begin_epoch(trainer)
 
@@ -419,6 +447,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Have the step's weights and log ready."""
         if self.session.running is None:  # the rest of an epoch that was none of ours
             return
+        self.clock.run()
         if self._fresh_loader:  # a search has had it made anew in this epoch
             self._note_full_length(trainer)
         if self._late_batches is not None:
@@ -449,6 +478,16 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         positions = self.session.pick(probed)
         return probe.take(module, batch, positions, self.running.batch_length)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the watch: validation is not saved."""
+        self.clock.pause()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look, in the first step, whether the loss that is trained is made of the weighted one."""
+        step = self.step
+        if step.watched and step.active and step.loss is not None and not self._loss_is_used:
+            self._loss_is_used = is_made_of(loss, step.loss)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -465,6 +504,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._schedules is not None:
             self._schedules.after_step(batch_idx)
         step.active = False
+        step.loss = None
+        if self._loss_is_used is False and step.watched:
+            rank_zero_warn(OTHER_LOSS)
+        step.watched = step.watched and self._loss_is_used is None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the epoch's losses into the registry, the same on every rank, and log what was saved."""
@@ -481,9 +524,40 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._schedules.end_epoch()
         self.global_step = trainer.global_step  # for methods that look ahead
         metrics = session.end_epoch()
+        self.clock.lap()
         if session.method is not None and session.method.log_metrics:
-            pl_module.log("prune/kept_fraction", metrics.pop("prune/kept_fraction"), prog_bar=True, **AS_IS)
+            for name in ("prune/kept_fraction", "prune/saved_fraction"):
+                pl_module.log(name, metrics.pop(name), prog_bar=True, **AS_IS)
             pl_module.log_dict(metrics, **AS_IS)
+            pl_module.log("prune/saved_seconds", self.seconds_saved, prog_bar=True, logger=False, **AS_IS)
+
+    @property
+    def seconds_saved(self) -> float:
+        """Seconds of training saved, as if what was left out had taken as long as what this fit trained; a guess."""
+        trained = self.trained_steps - self._steps_before
+        return self.clock.total / trained * (self.full_steps - self.trained_steps) if trained else 0.0
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the per-sample table."""
+        if self.save_to is not None and self.takes_part and trainer.is_global_zero and not _is_dev_run(trainer):
+            self.save(self.save_to)
+            self._leaves = [f"per-sample table '{self.save_to}'"]
+
+    @property
+    def leaves(self) -> list[str]:
+        """The per-sample table, once it is written."""
+        return self._leaves
+
+    def _close(self, trainer: Trainer) -> None:
+        """Say what the run was, and what there is to see of it."""
+        method = self.session.method
+        callbacks = [c for c in private.get_callbacks(trainer) if isinstance(c, TrainerCallback)]
+        leaves = [words for callback in callbacks if callback is not self for words in callback.leaves]
+        leaves += self.leaves
+        if _is_dev_run(trainer) or self.full_steps == 0 or (method is None and not leaves):
+            return
+        for line in closing_lines(self, method, self.clock.total, self.seconds_saved, leaves):
+            rank_zero_info(line)
 
     def refresh_losses(self, indices: Tensor) -> Tensor:
         """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
@@ -548,6 +622,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the trainer, the loader and the module as they were."""
         if stage == "fit":
+            if self.takes_part:
+                self._close(trainer)
             self._uninstall(trainer, pl_module)
 
     def _uninstall(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -563,6 +639,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._loader.restore(trainer)
         self._trainer = self._module = self._loader = self._left_alone = None
         self._started = False
+
+
+def _is_dev_run(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 @contextmanager
@@ -588,8 +668,10 @@ def _check_called(pl_module: LightningModule, step: StepRecord, outputs: Any) ->
 
 def _check_module(pl_module: LightningModule, method: Method | None) -> None:
     """Refuse a module without the mixin, unless the method can do without."""
-    name = type(pl_module).__name__
+    name, bases = type(pl_module).__name__, type(pl_module).__mro__
     if isinstance(pl_module, WeightedLossMixin):
+        if bases.index(WeightedLossMixin) > bases.index(LightningModule):
+            rank_zero_warn(swapped(name))
         return
     hook = callable(getattr(pl_module, "per_sample_loss", None))
     if method is not None and not method.needs_mixin and method.picks_in_batch and not hook:
