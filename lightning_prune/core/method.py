@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import MEASURED, RatioSetting, after_warmup
+from lightning_prune.core.ratio import MEASURED, RatioSetting
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 
@@ -127,8 +127,8 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
 
     def prunable(self, max_epochs: int) -> float:
         """Return the share of the epochs of a run that may leave something out, whatever the losses; 0: none will."""
-        setting = ratio_setting(type(self))
-        return (after_warmup if setting is None else setting.prunable)(max_epochs, self.arguments())
+        setting = ratio_setting(type(self)) or RatioSetting()
+        return setting.prunable(max_epochs, self._given())
 
     @property
     def keeps_as(self) -> str:
@@ -142,11 +142,13 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
 
     def arguments(self) -> dict[str, bool | int | float | str | None]:
         """Return the arguments that this method was made with; what is neither a number nor a text, as it prints."""
+        plain = (bool, int, float, str, type(None))
+        return {name: value if isinstance(value, plain) else repr(value) for name, value in self._given().items()}
+
+    def _given(self) -> dict[str, Any]:
         kept_as = {"log": "log_metrics"}  # `Callback.log` is Lightning's
         names = {name: kept_as.get(name, name) for name in arguments_of(type(self))}
-        values = {name: getattr(self, attribute) for name, attribute in names.items() if hasattr(self, attribute)}
-        plain = (bool, int, float, str, type(None))
-        return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
+        return {name: getattr(self, attribute) for name, attribute in names.items() if hasattr(self, attribute)}
 
     def __repr__(self) -> str:
         shared = {"seed", "warmup_epochs", "scale_lr_schedule", "log"}

@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
-from lightning_prune.core.ratio import after_warmup
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
@@ -73,7 +72,7 @@ class MethodWrapper(PruningCallback, ABC):
 
     def prunable(self, max_epochs: int) -> float:
         """Return the share of the epochs in which the base may leave something out, after the warm-up."""
-        return min(self.base.prunable(max_epochs), after_warmup(max_epochs, {"warmup_epochs": self.warmup_epochs}))
+        return min(self.base.prunable(max_epochs), max(0, max_epochs - self.warmup_epochs) / max_epochs)
 
     def trainer_only(self) -> str | None:
         """Return why the base needs a Trainer."""

@@ -16,7 +16,7 @@ from lightning_prune.core.ratio import Arguments, Ratio, RatioSetting, check_sch
 from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import below, finite_mean
 from lightning_prune.core.table import SampleTable
-from lightning_prune.methods._shared import is_annealing, num_pruning_epochs
+from lightning_prune.methods._shared import is_annealing
 from lightning_prune.trainer.callback import PruningCallback
 
 
@@ -137,10 +137,6 @@ class InfoBatch(PruningCallback):
         self.prune_ratio = prune_ratio
         self.anneal_ratio = anneal_ratio
         self.mode = mode
-
-    def prunable(self, max_epochs: int) -> float:
-        """Return the share of the epochs between the first one, or the warm-up, and the annealing."""
-        return max(0, num_pruning_epochs(max_epochs, self.anneal_ratio) - max(1, self.warmup_epochs)) / max_epochs
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Prune by the registry's scores, or keep everything in the annealing phase."""

@@ -305,11 +305,18 @@ def _suspicions(trainer: Trainer, num_samples: int) -> dict[str, np.ndarray[Any,
     for callback in get_callbacks(trainer):
         if not callable(find := getattr(callback, "issues", None)):
             continue
-        found = {name: np.asarray(values) for name, values in find().items()}
+        try:
+            found = {name: np.asarray(values) for name, values in find().items()}
+        except RuntimeError:  # it was told of no labels
+            continue
         if not {"index", "score", "suggested"} <= found.keys():
             continue
-        suspicion = np.full(num_samples, np.nan, dtype=np.float32)
-        suggested = np.full(num_samples, -1, dtype=np.int64)
-        suspicion[found["index"]], suggested[found["index"]] = found["score"], found["suggested"]
-        return {"suspicion": suspicion, "suggested": suggested}
+        order = np.argsort(found["score"], kind="stable")  # of several labels of a sample the most suspicious counts
+        ids, suggested = found["index"][order], found["suggested"][order]
+        columns = {
+            "suspicion": np.full(num_samples, np.nan, dtype=np.float32),
+            "suggested": np.full(num_samples, -1, dtype=suggested.dtype),
+        }
+        columns["suspicion"][ids], columns["suggested"][ids] = found["score"][order], suggested
+        return columns
     return {}

@@ -47,8 +47,8 @@ GALLERY = {
     ),
 }
 _BY_LOSS = (
-    "Mean loss far above that of the given class (in units of the class's middle spread). A `LabelIssues` callback "
-    "would say more, and suggest labels."
+    "Mean loss far above that of the given class (in units of the class's middle spread). LabelIssues() beside the "
+    "report would say more, and suggest labels."
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -293,12 +293,10 @@ def _rows(record: RunRecord, ids: Array) -> dict[str, Any]:
     for name in ("mean", "spread", "last", "suspicion"):
         if name in columns:
             rows[name] = short(columns[name][ids])
-    for name in ("times", "forgotten", "suggested"):
+    for name in ("times", "forgotten", "given", "suggested"):
         if name in columns:
-            rows[name] = columns[name][ids].tolist()
-    if "given" in columns:
-        given = columns["given"][ids]
-        rows["given"] = given.tolist() if given.dtype.kind in "iu" else short(given)
+            values = columns[name][ids]
+            rows[name] = values.tolist() if values.dtype.kind in "iu" else short(values)
     return rows
 
 

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import DivBS, InfoBatch, PruningReport, RandomPruning, ScoreRegistry
+from lightning_prune import DivBS, InfoBatch, LabelIssues, PruningReport, RandomPruning, ScoreRegistry
 from lightning_prune.cli import main
 from lightning_prune.report import RunRecord, write_report
 from lightning_prune.report.callback import choose_metric
@@ -308,3 +308,16 @@ def test_a_stream(tmp_path):
     trainer = make_trainer(ScoreRegistry(num_samples=NUM), PruningReport(tmp_path / "b.md", targets="y"))
     with pytest.raises(MisconfigurationException, match="Expected a dataset of known length to look up `targets='y'`"):
         trainer.fit(IdModel(), make_stream())
+
+
+def test_beside_label_issues(tmp_path):
+    """Its scores, and what it suggests, lead the gallery; whichever comes first among the callbacks."""
+    for i, order in enumerate((1, -1)):
+        issues, report = LabelIssues(), PruningReport(tmp_path / f"{i}.json")
+        fit(InfoBatch(seed=1), *[issues, report][::order])
+        (run,) = json.loads((tmp_path / f"{i}.json").read_text())["runs"]
+        found = issues.issues()
+        assert run["gallery"]["suspicious"]["ids"][0] == int(found["index"][0])
+        assert run["samples"]["suspicion"][int(found["index"][0])] == pytest.approx(float(found["score"][0]), rel=1e-3)
+        suggested = torch.empty(NUM, dtype=torch.int64).index_copy_(0, found["index"], found["suggested"])
+        assert run["samples"]["suggested"] == suggested.tolist()
