@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import final
 
 import lightning.pytorch as L
 import torch
@@ -23,6 +24,7 @@ from lightning_prune import InfoBatch, PruningReport, ScoreRegistry
 from lightning_prune.report import RunRecord, write_report
 
 
+@final
 class Watch(L.Callback):
     """Measures the seconds of a fit, up to the end of its training."""
 
