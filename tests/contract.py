@@ -28,7 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AlignPrune, missing held": {"base": {"class_path": "lightning_prune.SeTa"}, "window": 2, "missing": "hold"},
     "BatchLossScore": {"base": {"class_path": "lightning_prune.SeTa", "init_args": {"window_scale": 0.6}}},
     "Budget": {"base": {"class_path": "lightning_prune.InfoBatch", "init_args": {"anneal_ratio": 1.0}}, "save": 0.3},
-    "Budget, of a probability": {"base": {"class_path": "lightning_prune.RePB"}, "save": 0.3},
     "Budget, within batches": {"base": {"class_path": "lightning_prune.DivBS"}, "save": 0.3},
     "EpsilonGreedy": {"every_n_epochs": 2},
     "IES": {"threshold": 0.1, "moving_average": 1},
@@ -52,7 +51,7 @@ NOTHING_PRUNED: dict[str, dict[str, Any]] = {
 NOTHING_PRUNED |= {case: {"save": 0.0} for case in SETTINGS if case.startswith("Budget")}
 NOTHING_PRUNED["BatchLossScore"] = NOTHING_PRUNED["AlignPrune"]
 NOTHING_PRUNED["AlignPrune, missing held"] = NOTHING_PRUNED["AlignPrune"]
-BY_BATCH = {"BatchLossScore", "Budget, of a probability", "RePB, norms"}
+BY_BATCH = {"BatchLossScore", "RePB, norms"}
 """Epoch-level methods whose scores depend on which samples share a batch; or, by windows of one, a step, which ranks
 cut otherwise in an epoch that would end in a batch of one."""
 FROM_FILES = {"RHOLoss", "StaticPruning"}

@@ -83,6 +83,9 @@ class Budget(MethodWrapper):
         Budget(base=RandomPruning(prune_ratio=0.3, rescale=False), save=0.5, hours=None, steps=None)
     """
 
+    set_by_ratio = RatioSetting(
+        lambda drop: {"save": drop}, bound="What its base can reach is known when it runs: see its warnings."
+    )
     needs_arguments = ("it sets the ratio of another method", "base: {class_path: InfoBatch}, save: 0.4")
     not_as_base = (
         "it must see what is really selected, so it goes around all others: write "

@@ -110,6 +110,17 @@ def test_methods_measured_by_pilots(method, ratio):
     assert saved_if_asked(method, ratio) == pytest.approx(ratio, abs=0.03)
 
 
+@pytest.mark.parametrize("base", ["InfoBatch", "RePB"])
+def test_a_budget_needs_no_pilots(base):
+    method = Method("b", "lightning_prune.Budget", {"base": {"class_path": base, "init_args": {}}})
+    assert method.setting.pilots == ()
+    assert saved_if_asked(method, 0.35) == pytest.approx(0.35, abs=0.01)
+    assert (
+        Method("b", "lightning_prune.Budget", {"base": {"class_path": base, "init_args": {}}, "save": 0.2}).setting
+        is None
+    )
+
+
 def test_arguments_of_a_base_are_set_beside_its_own():
     method = Method(
         "a", "AlignPrune", {"base": {"class_path": "RePB", "init_args": {"window_batches": 4}}, "window": 5}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prune import (
     IES,
@@ -47,6 +48,7 @@ from lightning_prune.testing import processes
 from lightning_prune.testing.simulation import Script, end_of, simulate
 from tests.contract import FIXTURES
 from tests.helpers import Model, make_loader, make_trainer, registry_of
+from tests.resume_check import check_resume
 
 NUM_SAMPLES, EPOCHS, BATCH_SIZE = 400, 10, 100
 SCRIPT = Script.make(NUM_SAMPLES, EPOCHS)
@@ -255,7 +257,6 @@ def test_time_to_spare_leaves_nothing_out(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 def test_hours_go_on_after_a_resume(monkeypatch, tmp_path):
     """In the middle of an epoch: its time so far counts, and that in between does not. Over is said at once."""
-    from lightning_prune.testing.method import checkpointing, step_of
 
     def fit(*callbacks, hours=0.7, ckpt_path=None):
         watch = Watch(monkeypatch)
@@ -264,14 +265,19 @@ def test_hours_go_on_after_a_resume(monkeypatch, tmp_path):
         trainer.fit(Model(), make_loader(NUM_SAMPLES, 32), ckpt_path=ckpt_path)
         return trainer, watch
 
-    fit(*checkpointing(tmp_path))
-    path = next(path for path in tmp_path.glob("step/*.ckpt") if step_of(path) == 50)
+    fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=50, save_top_k=-1))
+    path = tmp_path / "step=50.ckpt"
     trainer, _ = fit(ckpt_path=path)
     assert float(trainer.callback_metrics["prune/budget_hours"]) == pytest.approx(0.7, rel=0.02)
     with pytest.raises(
         UnreachableError, match=r"`hours` that RandomPruning.* can reach in this run, at least .*got 0.2"
     ):
         fit(hours=0.2, ckpt_path=path)
+
+
+def test_resume_of_what_is_set_an_epoch_ahead(tmp_path):
+    """By probabilities; the contract has the other ways."""
+    check_resume(lambda: Budget(RePB(), save=0.3, seed=1), tmp_path)
 
 
 @pytest.mark.ddp
