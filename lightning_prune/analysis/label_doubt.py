@@ -101,7 +101,8 @@ class _Channel:
         self._num, self._targets, self._classes = num_classes, targets, classes
         self._pairs = classes is None or num_classes <= _MOST_PAIRS
         shape = (num_classes, num_classes) if self._pairs else (num_classes, 1)
-        self._look_up(torch.full(shape, (1 - _STAYS) / max(1, num_classes - 1), device=targets.device), _STAYS)
+        moved = (1 - _STAYS) / max(1, num_classes - 1)
+        self._look_up(torch.full(shape, moved, dtype=torch.float32, device=targets.device), _STAYS)
 
     def _look_up(self, rows: Tensor, stays: Tensor | float) -> None:
         """Take shares by label and class ``(C, C)``, or only of labels that move ``(C, 1)``, for each sample."""
@@ -137,7 +138,7 @@ def _binary_odds(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the log-odds ``(m, C)`` of C labels of two classes each, of which each has a channel of its own."""
     other = torch.where(labels, 1 - probs, probs).clamp(_FLOOR, 1 - _FLOOR)
     odds = other / (1 - other)
-    leaves = torch.full((2, 1, probs.shape[1]), 1 - _STAYS, device=probs.device)  # by the true label
+    leaves = torch.full_like(probs[:1], 1 - _STAYS).expand(2, 1, -1)  # by the true label
     masks = torch.stack([~labels, labels])
     for _ in range(_STEPS):
         moved = odds * _moved_to(labels, leaves)
@@ -161,7 +162,7 @@ def _residual_odds(predictions: Tensor, targets: Tensor) -> Tensor:
     ours = _log_normal(targets - predictions, scales)
     others = _log_normal(targets - targets.mean(), spread)
     odds = others - ours
-    share = torch.tensor(1 - _STAYS, device=odds.device)
+    share = torch.tensor(1 - _STAYS, dtype=torch.float32, device=odds.device)
     for _ in range(_STEPS):
         share = (odds + (share / (1 - share)).log()).sigmoid().mean().clamp(1 / (2 * len(odds)), 0.5)
     return odds + (share / (1 - share)).log()

@@ -101,7 +101,7 @@ class LabelEvidence:
             self.grow(self.num_samples)
             return
         each = rows["targets"].shape[1:]
-        self.levels = torch.zeros(4, *each, device=device)
+        self.levels = torch.zeros(4, *each, dtype=torch.float32, device=device)
 
         def column(*shape: int, fill: float = 0, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.full((self.num_samples, *shape), fill, dtype=dtype, device=device)
@@ -189,5 +189,5 @@ def _skill(task: Task, rows: dict[str, Tensor]) -> Tensor:
     own = targets.long()
     given = rows["given"] if "given" in rows else outputs.gather(1, own[:, None]).squeeze(1)
     error = (outputs.square().sum(1) - 2 * given + 1).mean()
-    shares = torch.bincount(own) / len(own)
+    shares = torch.bincount(own).float() / len(own)
     return 1 - error / (1 - shares.square().sum()).clamp(min=_TINY)

@@ -155,7 +155,7 @@ def _save_scores(columns: dict[str, Tensor], path: Path) -> Path:
 
     index = columns["index"]
     num = int(index.max()) + 1
-    scores = torch.zeros(num).scatter_reduce_(0, index, columns["score"], "amax")
+    scores = torch.zeros(num, dtype=torch.float32).scatter_reduce_(0, index, columns["score"], "amax")
     of_samples = len(index) == num
     rest = {name: torch.empty_like(v).index_copy_(0, index, v) for name, v in columns.items() if of_samples}
     number = int((scores > 0.5).sum())

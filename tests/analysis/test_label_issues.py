@@ -425,6 +425,20 @@ def test_columns_are_those_of_the_steps():
     assert same(issues.issues(), label_issues(**evidence.columns()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_the_default_dtype_changes_nothing(dtype, task):
+    targets = {"multiclass": torch.arange(20) % 5, "multilabel": torch.ones(20, 5).long()}.get(task, torch.arange(20.0))
+    logits = torch.randn(3, 20, 1 if task == "regression" else 5, generator=generator())
+    expected = label_issues(**folded(logits, targets, task=task).columns(), task=task)
+    torch.set_default_dtype(dtype)
+    try:
+        found = label_issues(**folded(logits, targets, task=task).columns(), task=task)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(expected, found)
+
+
 def test_training_is_not_changed():
     with_issues, without = fit(LabelIssues(), InfoBatch(seed=1)), fit(ScoreRegistry(), InfoBatch(seed=1))
     assert with_issues.seen == without.seen
