@@ -478,6 +478,20 @@ def test_a_run_resumed_at_an_epochs_end_finds_the_same(tmp_path):
     assert same(whole.issues(), resumed.issues())
 
 
+@pytest.mark.filterwarnings("ignore:The training dataset has grown")
+def test_samples_that_are_appended_are_in_the_table():
+    class Growing(Model):
+        def train_dataloader(self):
+            return make_loader(40 if self.current_epoch < 2 else 60)
+
+    issues = LabelIssues()
+    make_trainer(issues, reload_dataloaders_every_n_epochs=1).fit(Growing())
+    table = issues.issues()
+    assert sorted(table["index"].tolist()) == list(range(60))
+    assert table["epochs"][table["index"] < 40].unique().tolist() == [4]
+    assert table["epochs"][table["index"] >= 40].unique().tolist() == [2]
+
+
 class OtherLabels(WeightedModel):
     """Hands on labels of another kind."""
 
