@@ -3,7 +3,7 @@
 `LabelIssues` sees one run with InfoBatch. cleanlab, the tool made for it, gets out-of-sample probabilities of the same
 network from 5-fold cross-validation on all the data, and scores labels by self-confidence. Each case is appended to
 ``--results``, and is not run again if it is there, so that a run can be stopped and go on. Prints a Markdown table of
-means over the seeds: average precision and AUROC of the scores, precision at the true number of wrong labels, the
+means over the seeds: average precision (AP) and AUROC of the scores, precision at the true number of wrong labels, the
 estimated number over the true one, and CPU seconds. "Mean loss" and "last loss" are those of the same pruned run.
 
 ``cifar`` needs ``--data_root DIR`` with CIFAR-10's training images ``train.npy`` (50000, 32, 32, 3), their labels
@@ -195,23 +195,29 @@ def run(case: dict[str, Any], root: Path | None, peer: bool) -> dict[str, dict[s
     return {**found, "cleanlab": cleanlab(task, case["seed"])} if peer else found
 
 
+COLUMNS = {"AP": "ap", "AUROC": "auroc", "precision": "precision", "number": "number", "CPU s": "seconds"}
+"""Figures by their names in the table: of `LabelIssues` and cleanlab; AP and AUROC of the losses, too."""
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the table of all results."""
-    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    """Return the table of all results: a row for each kind of labels."""
+    rows: dict[str, list[dict[str, dict[str, float]]]] = {}
     for result in results:
         case = result["case"]
-        share = f" {case['rate']:.0%}" if "rate" in case else f" ({case['images']:,} images)"
-        for finder, figures in result["figures"].items():
-            rows.setdefault((case["labels"] + share, finder), []).append(figures)
-    names = {"ap": ".3f", "auroc": ".3f", "precision": ".3f", "number": ".2f", "seconds": ".0f"}
-    head = ["labels", "found by", "seeds", "average precision", "AUROC", "precision at the number", "number", "CPU s"]
-    lines = [head, ["---"] * 2 + ["---:"] * 6]
-    for (labels, finder), seeds in rows.items():
-        cells = [
-            f"{statistics.fmean(figures[name] for figures in seeds):{form}}" if name in seeds[0] else ""
-            for name, form in names.items()
-        ]
-        lines.append([labels, finder, str(len(seeds)), *cells])
+        share = f" {case['rate']:.0%}" if "rate" in case else f", {case['images']:,} images"
+        rows.setdefault(case["labels"] + share, []).append(result["figures"])
+    wanted = [(name, finder) for name in COLUMNS for finder in ("LabelIssues", "cleanlab")]
+    losses = [(name, finder) for name in ("AP", "AUROC") for finder in ("mean loss", "last loss")]
+    wanted = [*wanted[:1], *losses[:2], *wanted[1:3], *losses[2:], *wanted[3:]]
+    heads = [name if finder == "LabelIssues" else f"{name}, {finder}" for name, finder in wanted]
+    lines = [["labels", *heads], ["---", *["---:"] * len(heads)]]
+    for labels, seeds in rows.items():
+        cells = []
+        for name, finder in wanted:
+            values = [figures[finder][COLUMNS[name]] for figures in seeds if finder in figures]
+            form = {"number": ".2f", "CPU s": ".1f"}.get(name, ".3f")
+            cells.append(f"{statistics.fmean(values):{form}}" if values else "")
+        lines.append([labels, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

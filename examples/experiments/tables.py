@@ -23,7 +23,7 @@ import yaml
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments import analysis, hard_and_noisy, noise
+from examples.experiments import analysis, hard_and_noisy, label_issues, noise
 from examples.experiments import run as experiments
 from examples.experiments.training import quiet
 from examples.glyphs.task import GlyphModel
@@ -35,6 +35,7 @@ from lightning_prune.scoring import EL2N, ScoreFile, ScoreRecorder, StaticPrunin
 ROOT = Path(__file__).parents[2]
 SEED = 0
 EXPERIMENTS, ANALYSIS, STATIC = "docs/experiments.md", "docs/analysis.md", "docs/static-results.md"
+LABELS = "docs/label-issues.md"
 DIGITS, GLYPHS = "examples/experiments/digits.yaml", "examples/glyphs/compare.yaml"
 
 
@@ -177,7 +178,14 @@ def wrong_kept_by_el2n() -> float:
     return float(flipped[StaticPruning(scores, 0.5, seed=SEED).choose(len(labels)).indices].double().mean())
 
 
+def wrong_labels() -> float:
+    """Return the average precision of `LabelIssues` on digits of which a fifth has wrong labels."""
+    task = label_issues.digits("symmetric", 0.2, 0)
+    return label_issues.ours(task, 0, InfoBatch())["LabelIssues"]["ap"]
+
+
 CELLS = {
+    "label_issues": Cell(LABELS, "Measured", ("symmetric 20%",), "AP", wrong_labels),
     "methods": Cell(
         EXPERIMENTS, "(a)", ("RandomPruning", "50 %"), "val_accuracy", from_yaml(DIGITS, random_pruning(0.5)),
     ),

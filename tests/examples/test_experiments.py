@@ -167,7 +167,10 @@ def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
     assert all(0 < one[name] <= 1 for one in figures.values() for name in ("ap", "auroc", "precision"))
     assert {name for name, one in figures.items() if "number" in one} == {"LabelIssues", "cleanlab"}
     text = label_issues.table([{"case": {"labels": "symmetric", "rate": 0.2, "seed": 0}, "figures": figures}])
-    assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == list(figures)
+    header, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    assert dict(zip(header, row, strict=True))["AP, cleanlab"] == f"{figures['cleanlab']['ap']:.3f}"
+    assert row[:2] == ["symmetric 20%", f"{figures['LabelIssues']['ap']:.3f}"]
+    assert all(row)
 
 
 def test_images_are_shifted_and_mirrored():
