@@ -12,6 +12,7 @@ from examples.adapters.masked_lm import MaskedLMModule
 from examples.adapters.segmentation import SegmentationModule
 from examples.cifar.task import Cifar10Model
 from examples.digits.task import DigitsModel
+from examples.experiments.label_issues import CifarModel
 from examples.experiments.noise import NoisyModel
 from examples.glyphs.task import GlyphModel
 from examples.text.module import TextModule
@@ -51,6 +52,7 @@ def segmentation():
 
 
 MODELS = {
+    "CifarModel": lambda: (CifarModel(), (torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4))),
     "Cifar10Model": lambda: (Cifar10Model(), (torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4))),
     "DetectionModule": detection,
     "DigitsModel": lambda: (DigitsModel(width=2), images(1, 8)),
