@@ -11,7 +11,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, final
@@ -160,17 +159,11 @@ def _train(spec_path: str, log_path: str, directory: str, environment: dict[str,
             os.environ[PARENT] = str(sentinel)
         os.execv(sys.executable, [sys.executable, "-m", run.__name__, spec_path])  # noqa: S606
     if sentinel is not None:
-        threading.Thread(target=_die_with, args=(sentinel,), daemon=True).start()
+        threading.Thread(target=run.end_with, args=(sentinel,), daemon=True).start()
     if threads := environment.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     sys.argv = [str(run.__file__)]
     run.main(Path(spec_path))
-
-
-def _die_with(sentinel: int) -> None:
-    """End this run, and what it has started, when the command is gone, be it by SIGKILL."""
-    wait([sentinel])
-    run.end_group()
 
 
 def _reason(log: Path, code: int) -> str:

@@ -190,12 +190,17 @@ def end_group() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL) if hasattr(os, "killpg") else os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _watch_command() -> None:
-    wait([int(os.environ[PARENT])])
+def end_with(sentinel: int) -> None:
+    """Kill this process and all of its group when the command is gone, be it by SIGKILL.
+
+    Args:
+        sentinel: File descriptor that is closed then.
+    """
+    wait([sentinel])
     end_group()
 
 
 if __name__ == "__main__":
-    if PARENT in os.environ:
-        threading.Thread(target=_watch_command, daemon=True).start()
+    if (given := os.environ.pop(PARENT, None)) is not None:  # not for processes that this one starts
+        threading.Thread(target=end_with, args=(int(given),), daemon=True).start()
     main(Path(sys.argv[1]))

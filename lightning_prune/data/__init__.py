@@ -10,6 +10,7 @@ from lightning_prune.data.corruption import (
     corrupt_images,
 )
 from lightning_prune.data.noise import inject_label_noise
+from lightning_prune.data.noisy_labels import NoisyLabels
 from lightning_prune.data.relabelled import Relabelled
 from lightning_prune.data.sop import SOPLoss
 
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianNoise",
     "LowResolution",
     "MotionBlur",
+    "NoisyLabels",
     "Occlusion",
     "PrunedStream",
     "Relabelled",

@@ -71,6 +71,14 @@ def test_methods_take_turns_so_that_a_busy_hour_meets_all(tmp_path):
     assert comparison.runner.made == ["pilot-of-InfoBatch-0.5-seed-0", *expected]
 
 
+def test_seeds_begin_where_they_are_told(tmp_path):
+    comparison = make(tmp_path, methods=["OrderDP"], control=False, first_seed=7)
+    comparison.run(2)
+    assert comparison.runner.made == [f"{name}-seed-{seed}" for seed in (7, 8) for name in ("full-data", "OrderDP-0.3")]
+    assert "seeds 7 to 8" in comparison.result().notes[0]
+    assert "OrderDP at 0.3: seeds 7 to 9; reaches" in comparison.forecast(3)
+
+
 def test_cells_out_of_reach_are_marked_and_the_rest_runs(tmp_path):
     comparison = make(tmp_path, ratios=(0.3, 0.5))
     comparison.run(1)
