@@ -78,6 +78,7 @@ class StepRecord:
         scheduler_calls: Says how often a learning-rate scheduler is due at this optimizer step, or None.
         full_step: Says at which optimizer step the run would be if nothing was left out, or None.
         watched: Whether to look, in the first step, if the weighted loss is what is trained.
+        loader: What the user calls the loader whose batch it is, where there are several; None: it has no name.
         weights: Loss weights ``(B,)``, float32, a view of the epoch's; None: all ones.
         losses: Recorded losses ``(B,)``, float32 after recording; None until ``weighted_loss`` is called. They are
             weighted by nothing.
@@ -98,6 +99,7 @@ class StepRecord:
         self.full_step: Callable[[], int] | None = None
         self.weights: Tensor | None = None
         self.watched = False
+        self.loader: str | int | None = None
         self._done: set[str] = set()
         self.clear()
 
@@ -179,6 +181,48 @@ class StepRecord:
 
     def __reduce__(self) -> tuple[type[StepRecord], tuple[()]]:
         return StepRecord, ()
+
+
+@final
+class Steps:
+    """The running steps of several loaders that are pruned, of which a call of ``weighted_loss`` means one.
+
+    Args:
+        by_name: The step of each loader.
+    """
+
+    def __init__(self, by_name: dict[str | int, StepRecord]) -> None:
+        self.by_name = by_name
+
+    @property
+    def first(self) -> StepRecord | None:
+        """The step of the loader that is named first."""
+        return next(iter(self.by_name.values()), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Steps:
+        return Steps({})
+
+    def __reduce__(self) -> tuple[type[Steps], tuple[dict[str | int, StepRecord]]]:
+        return Steps, ({},)
+
+
+def step_of(steps: StepRecord | Steps | None, loader: str | int | None) -> StepRecord | None:
+    """Return the step that a call of ``weighted_loss`` means; None: of a loader that is not pruned, or outside a run.
+
+    Raises:
+        ValueError: If several loaders are pruned, and the call does not say which one it means.
+    """
+    if isinstance(steps, Steps):
+        if loader is None and any(step.active for step in steps.by_name.values()):
+            raise ValueError(
+                "Expected `weighted_loss` to say whose losses these are, since several train DataLoaders are pruned, "
+                f"but got no `loader`. Write `self.weighted_loss(losses, loader=...)` with one of "
+                f"{list(steps.by_name)}, once for each."
+            )
+        return None if loader is None else steps.by_name.get(loader)
+    if steps is None or loader is None or steps.loader is None or steps.loader == loader:
+        return steps
+    return None
 
 
 def weighted_loss(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_prune.core.losses import Losses, Normalize
-from lightning_prune.core.step import StepRecord, weighted_loss
+from lightning_prune.core.step import StepRecord, Steps, step_of, weighted_loss
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -34,7 +34,7 @@ class WeightedLossMixin(_Base):
         tensor(2.5000)
     """
 
-    _pruning_step: StepRecord | None = None
+    _pruning_step: StepRecord | Steps | None = None
 
     def weighted_loss(
         self,
@@ -49,6 +49,7 @@ class WeightedLossMixin(_Base):
         grad_norm: Tensor | None = None,
         indices: Tensor | None = None,
         record: bool = True,
+        loader: str | int | None = None,
     ) -> Tensor:
         """Return the weighted mean of per-sample losses, and record them for the pruning callback.
 
@@ -88,6 +89,8 @@ class WeightedLossMixin(_Base):
             indices: Sample ids ``(B,)``, int64, for loaders whose batches are not what the sampler drew (a collate
                 function that drops samples, or adds crops or views; a loader that reorders). An id may come several
                 times: the mean of its rows is recorded. None: the ids that the sampler drew.
+            loader: Key or position of the train loader whose batch these losses are of, where there are several. Needed
+                if several are pruned, ``ScoreRegistry(loader=[...])``; of one that is not, it is a plain mean.
             record: Record these losses. When a step calls this several times, the first recording call counts.
 
         Returns:
@@ -111,7 +114,7 @@ class WeightedLossMixin(_Base):
             tensor(0.9860)
         """
         return weighted_loss(
-            self._pruning_step,
+            step_of(self._pruning_step, loader),
             losses,
             mask=mask,
             normalize=normalize,
@@ -130,7 +133,7 @@ class WeightedLossMixin(_Base):
         Only modules that override ``lr_scheduler_step`` themselves, or step schedulers under manual optimization, need
         this: step ``scheduler`` that many times, where you would once. In manual optimization, once a batch.
         """
-        step = self._pruning_step
+        step = _first(self._pruning_step)
         return 1 if step is None or step.scheduler_calls is None else step.scheduler_calls(scheduler)
 
     @property
@@ -139,17 +142,23 @@ class WeightedLossMixin(_Base):
 
         For schedulers that are told the step, as timm's are: ``scheduler.step_update(self.pruned_global_step)``.
         """
-        step = self._pruning_step
+        step = _first(self._pruning_step)
         return int(self.global_step) if step is None or step.full_step is None else step.full_step()
 
     if not TYPE_CHECKING:
 
         def log(self, *args: Any, **kwargs: Any) -> None:
             """Log as Lightning does, but nothing while a step is run only to learn its losses."""
-            if self._pruning_step is None or not self._pruning_step.probing:
+            step = _first(self._pruning_step)
+            if step is None or not step.probing:
                 super().log(*args, **kwargs)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step a step-interval schedule in proportion to the full epoch; others as Lightning does."""
         for _ in range(self.pruned_scheduler_calls(scheduler)):
             super().lr_scheduler_step(scheduler, metric)
+
+
+def _first(steps: StepRecord | Steps | None) -> StepRecord | None:
+    """Return the running step; of several loaders', the first one's, which knows all that is not of one loader."""
+    return steps.first if isinstance(steps, Steps) else steps

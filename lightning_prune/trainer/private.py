@@ -190,17 +190,16 @@ def names_of(combined: CombinedLoader) -> list[str]:
     return [repr(key) for key in keys]
 
 
-def warn_unless_it_ends_epochs(trainer: Trainer, planned: DataLoader[Any]) -> None:
-    """Warn if another loader says when an epoch ends, so that pruning saves no steps; in ``on_train_start``."""
+def warn_unless_they_end_epochs(trainer: Trainer, planned: list[Any]) -> None:
+    """Warn if none of the pruned loaders says when an epoch ends, so that no steps are saved; in ``on_train_start``."""
     combined = trainer.fit_loop._combined_loader
     assert combined is not None  # noqa: S101  (narrowing: the loop has set up its data)
-    position = next(i for i, leaf in enumerate(combined.flattened) if leaf is planned)
-    limits = _limits_of(trainer, combined)
-    own = limits[position]
-    others = [(limit, i) for i, limit in enumerate(limits) if i != position]
+    limits, mode = _limits_of(trainer, combined), combined._mode
+    pruned = [any(leaf is one for one in planned) for leaf in combined.flattened]
+    others = [(limit, i) for i, limit in enumerate(limits) if not pruned[i]]
     if not others:
         return
-    mode = combined._mode
+    own, position = (min if mode == "min_size" else max)((limit, i) for i, limit in enumerate(limits) if pruned[i])
     limit, i = min(others) if mode == "min_size" else max(others)
     name, other = (names_of(combined)[j] for j in (position, i))
     length = "no end" if limit == float("inf") else f"{limit} batches"

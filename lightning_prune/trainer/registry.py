@@ -32,6 +32,7 @@ from lightning_prune.trainer.clock import Stopwatch
 from lightning_prune.trainer.ending import OTHER_LOSS, closing_lines, idleness, is_made_of, log_arguments, swapped
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules
+from lightning_prune.trainer.several import LoaderTable, SeveralLoaders
 
 
 @final
@@ -43,7 +44,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     device. Without a pruning callback beside it, every epoch is full and losses are only recorded.
 
     Args:
-        loader: Key (dict) or position (list) of the train DataLoader to prune, where there are several.
+        loader: Key (dict) or position (list) of the train DataLoader to prune, where there are several. A list of them:
+            each is pruned by a copy of the method, with a table of its own, ``registry.tables[name]``, and the training
+            step says whose losses it has, ``self.weighted_loss(losses, loader=name)``.
         save_rng: Save the states of the global random generators with each checkpoint and restore them on resume, so
             that dropout and augmentation go on as if uninterrupted. Nothing else ever touches them.
         dataset_id: Name of the training dataset, for example a version or a hash of its files. A resumed run with
@@ -59,7 +62,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     Raises:
         TypeError: If ``num_samples`` is no int.
-        ValueError: If it is below 1.
+        ValueError: If it is below 1, or ``loader`` is a list of none, or of one twice.
 
     Attributes:
         session: The run, which the hooks drive.
@@ -74,7 +77,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def __init__(
         self,
-        loader: str | int | None = None,
+        loader: str | int | list[str | int] | None = None,
         save_rng: bool = True,
         dataset_id: str | None = None,
         debug_sync: bool = False,
@@ -88,6 +91,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.stream_length = num_samples
         self.repeats = repeats
         self.loader = loader
+        self._several: SeveralLoaders | None = None
+        if isinstance(loader, list):
+            self._several = SeveralLoaders(loader, dataset_id=dataset_id, debug_sync=debug_sync)
         self.save_rng = save_rng
         self.dataset_id = dataset_id
         self.debug_sync = debug_sync
@@ -118,6 +124,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def step(self) -> StepRecord:
         """What the running step and the run exchange."""
         return self.session.step
+
+    @property
+    def tables(self) -> dict[str | int, LoaderTable]:
+        """The tables of several loaders that are pruned, ``ScoreRegistry(loader=[...])``, by name; else none."""
+        return {} if self._several is None else self._several.tables
 
     @property
     def takes_part(self) -> bool:
@@ -195,6 +206,12 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self._begin_fit(trainer, pl_module)
         seed = 0 if method is None else method.resolved_seed
         self.session = Session(self, method, seed=seed, debug_sync=self.debug_sync)
+        if isinstance(self.loader, str | int):
+            self.session.step.loader = self.loader
+        if self._several is not None:
+            self._several.check(trainer, pl_module, method)
+            self._several.begin_fit(method)
+            self.session = self._several.first
         private.install_source(trainer, self._plan_loaders)
 
     def _plan_loaders(self, loaders: Any) -> Any:
@@ -202,6 +219,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         trainer, session = self._trainer, self.session
         if trainer is None:
             return loaders
+        if self._several is not None:
+            return self._several.plan(trainer, loaders)
+        assert not isinstance(self.loader, list)  # noqa: S101  (narrowing)
         combined, position = private.choose_loader(loaders, self.loader, streams=self.stream_length is not None)
         original = combined.flattened[position]
         if session.method is not None and session.method.picks_in_batch and len(combined.flattened) > 1:
@@ -277,7 +297,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Allocate or restore the per-sample state; continue an interrupted epoch."""
-        if not self.takes_part:
+        if not self.takes_part or self._start_several(trainer, pl_module):
             return
         loader, method = self.planned_loader, self.session.method
         if not loader.is_used_by(trainer):
@@ -286,7 +306,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 "Strategies and callbacks that rebuild the train loader cannot be combined with pruning."
             )
         if method is not None:
-            private.warn_unless_it_ends_epochs(trainer, loader.planned)
+            private.warn_unless_they_end_epochs(trainer, [loader.planned])
         if isinstance(pl_module, WeightedLossMixin):
             pl_module._pruning_step = self.step
             self.step.watched = method is not None and method.weighs_losses
@@ -317,8 +337,34 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if not _is_dev_run(trainer) and (told := idleness(method, self.max_epochs)) is not None:
             rank_zero_warn(told)
 
+    def _start_several(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Begin a run in which several loaders are pruned, or go on with it; return whether it is one."""
+        several = self._several
+        if several is None:
+            return False
+        if isinstance(pl_module, WeightedLossMixin):
+            pl_module._pruning_step = several.steps
+        self._started = True
+        self._start_schedules()
+        state, self._pending = self._pending, None
+        with _misconfigured():
+            several.start(trainer, pl_module.device, state, save_rng=self.save_rng)
+            if several.is_finished(trainer):
+                if self._schedules is not None:
+                    self._schedules.end_epoch()
+                self._follow_last_batch(trainer, several.finish(trainer, save_rng=self.save_rng))
+        several.note_limits(trainer)
+        self.max_epochs = several.first.table.max_epochs
+        self._announce(trainer)
+        return True
+
     def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
         """Take over a state, which may be of fewer samples where a run that reloads has come to an epoch's end."""
+        if "loaders" in state:
+            raise MisconfigurationException(
+                "Expected the per-sample state of one loader, but the checkpoint is of a run that prunes the loaders "
+                f"{list(state['loaders'])}. Resume with the same `ScoreRegistry(loader=...)`, or start a new run."
+            )
         num_samples = self.planned_loader.num_samples
         grows = private.reloads(trainer) and not state["open"]
         before = min(state["num_samples"], num_samples) if grows else num_samples
@@ -337,7 +383,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     @property
     def _starts_anew(self) -> bool:
         """Whether the fit that begins has nothing to go on from."""
-        return not self.has_begun or (self._trainer is not None and self._trainer.current_epoch == 0)
+        return not self.session.table.has_begun or (self._trainer is not None and self._trainer.current_epoch == 0)
 
     def _join(self, trainer: Trainer) -> None:
         """Take part in a run that is resumed in the middle of an epoch that was none of ours."""
@@ -418,7 +464,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select this epoch's samples and make the fit loop follow."""
         self.clock.run()
-        if self.takes_part and self._begun != trainer.current_epoch:  # else begun in on_train_start
+        if self._several is not None and self.takes_part:
+            with _misconfigured():
+                self._several.begin_epoch(trainer)
+        elif self.takes_part and self._begun != trainer.current_epoch:  # else begun in on_train_start
             self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Trainer) -> None:
@@ -453,7 +502,10 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._late_batches is not None:
             private.set_max_batches(trainer, self._late_batches)
             self._late_batches = None
-        self.session.begin_step(batch_idx)
+        if self._several is not None:
+            self._several.begin_step(batch_idx)
+        else:
+            self.session.begin_step(batch_idx)
         if self._schedules is not None:
             self._schedules.before_step()
 
@@ -495,6 +547,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         session, step = self.session, self.step
         if session.running is None:
             return
+        if self._several is not None:
+            self._several.end_step(pl_module, batch_idx, was_skipped=_is_skipped(pl_module, outputs))
+            if self._schedules is not None:
+                self._schedules.after_step(batch_idx)
+            return
         if step.active and step.losses is None:  # else the collate function returned None, and no step was run
             if session.method is not None and not isinstance(pl_module, WeightedLossMixin):
                 step.batch_loss = private.batch_loss(trainer, outputs)
@@ -523,6 +580,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._schedules is not None:
             self._schedules.end_epoch()
         self.global_step = trainer.global_step  # for methods that look ahead
+        if self._several is not None:
+            self._end_several(trainer, pl_module, self._several)
+            return
         metrics = session.end_epoch()
         self.clock.lap()
         if session.method is not None and session.method.log_metrics:
@@ -559,6 +619,17 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         for line in closing_lines(self, method, self.clock.total, self.seconds_saved, leaves):
             rank_zero_info(line)
 
+    def _end_several(self, trainer: Trainer, pl_module: LightningModule, several: SeveralLoaders) -> None:
+        """End the epoch of several loaders, and log what was saved of all."""
+        for table in several.tables.values():
+            table.global_step = trainer.global_step
+        metrics, tables = dict(several.end_epoch()), several.tables.values()
+        self.clock.lap()
+        self.trained_steps = sum(table.trained_steps for table in tables)
+        self.full_steps = sum(table.full_steps for table in tables)
+        if several.first.method is not None and several.first.method.log_metrics:
+            pl_module.log_dict({**metrics, "prune/saved_fraction": self.saved_fraction}, **AS_IS)
+
     def refresh_losses(self, indices: Tensor) -> Tensor:
         """Return the losses ``(k,)``, float32, of samples by id from a forward pass; for methods, at an epoch's end.
 
@@ -587,12 +658,15 @@ class ScoreRegistry(SampleTable, TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain tensors and numbers; called on every rank, and collective in a DDP run."""
-        if self._pending is not None or not self.has_begun:
+        if self._pending is not None or not self.session.table.has_begun:
             return self._pending or {}
         if self._trainer is not None and not self._started and self._starts_anew:
             return {}  # what there is belongs to an earlier fit
         alone = self._trainer is None or self._trainer.interrupted  # after an exception others may be gone
-        state = self.session.state_dict(save_rng=self.save_rng, alone=alone)
+        if self._several is not None:
+            state = self._several.state_dict(save_rng=self.save_rng, alone=alone)
+        else:
+            state = self.session.state_dict(save_rng=self.save_rng, alone=alone)
         if self._schedules is not None:
             self._schedule_state = self._schedules.state()
         return {**state, "schedule": self._schedule_state}
@@ -606,6 +680,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if not self._started or trainer is None:
             self._pending = dict(state_dict)
             return
+        if self._several is not None:
+            raise MisconfigurationException(
+                "Expected no state to be loaded while a run goes on that prunes several loaders, as a search for a "
+                "learning rate or a batch size does. Search before the run."
+            )
         running = self.session.running
         with _misconfigured():
             self.session.rewind(state_dict)
@@ -637,6 +716,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         private.uninstall_source(trainer)
         if self._loader is not None:
             self._loader.restore(trainer)
+        if self._several is not None:
+            self._several.uninstall(trainer)
         self._trainer = self._module = self._loader = self._left_alone = None
         self._started = False
 
@@ -658,12 +739,17 @@ def _check_called(pl_module: LightningModule, step: StepRecord, outputs: Any) ->
     """Raise RuntimeError if the training step should have called ``weighted_loss``, but never did."""
     if step.losses is not None or not isinstance(pl_module, WeightedLossMixin):
         return  # the method said that it needs no losses
-    if pl_module.automatic_optimization and isinstance(outputs, dict) and outputs.get("loss") is None:
-        return  # `training_step` returned None: the user skips this batch
+    if _is_skipped(pl_module, outputs):
+        return
     raise RuntimeError(
         "Expected `training_step` to call `self.weighted_loss(losses)`, but it never did. Compute the loss "
         'with `reduction="none"` and return `self.weighted_loss(losses)`.'
     )
+
+
+def _is_skipped(pl_module: LightningModule, outputs: Any) -> bool:
+    """Return whether ``training_step`` returned None: the user skips this batch."""
+    return pl_module.automatic_optimization and isinstance(outputs, dict) and outputs.get("loss") is None
 
 
 def _check_module(pl_module: LightningModule, method: Method | None) -> None:
