@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -223,6 +224,9 @@ class SeveralLoaders:
             table.max_epochs = trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else None
             table.max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
             table.global_step = trainer.global_step
+            if table.shape is not None:
+                limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+                table.shape = replace(table.shape, limit=limit, accumulate=accumulate)
 
     def begin_epoch(self, trainer: Trainer) -> None:
         """Select the samples of each loader, and make the fit loop follow."""
