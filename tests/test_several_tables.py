@@ -220,6 +220,8 @@ def test_what_is_refused(name):
 def test_names(names):
     with pytest.raises(ValueError, match="to name each loader to prune, once"):
         ScoreRegistry(loader=names)
+    with pytest.raises(ValueError, match=r"registry.tables\[name\].save\(path\)"):
+        ScoreRegistry(loader=NAMES, save_to="table.npz")
 
 
 def test_a_module_without_the_mixin():

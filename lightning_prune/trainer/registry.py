@@ -93,6 +93,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.loader = loader
         self._several: SeveralLoaders | None = None
         if isinstance(loader, list):
+            if save_to is not None:
+                raise ValueError(
+                    f"Expected no `save_to` with several tables, but got {str(save_to)!r}. Save each when the run has "
+                    "ended: `registry.tables[name].save(path)`."
+                )
             self._several = SeveralLoaders(loader, dataset_id=dataset_id, debug_sync=debug_sync)
         self.save_rng = save_rng
         self.dataset_id = dataset_id
