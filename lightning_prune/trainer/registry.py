@@ -761,7 +761,8 @@ def _check_module(pl_module: LightningModule, method: Method | None) -> None:
     """Refuse a module without the mixin, unless the method can do without."""
     name, bases = type(pl_module).__name__, type(pl_module).__mro__
     if isinstance(pl_module, WeightedLossMixin):
-        if bases.index(WeightedLossMixin) > bases.index(LightningModule):
+        hidden_by = [base.__name__ for base in bases[: bases.index(WeightedLossMixin)]]
+        if "LightningModule" in hidden_by:  # by name: `pytorch_lightning` has one of its own
             rank_zero_warn(swapped(name))
         return
     hook = callable(getattr(pl_module, "per_sample_loss", None))
