@@ -187,7 +187,7 @@ def summarize_issues(
         >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.1, 0.9], [0.1, 0.9], [0.2, 0.8]])
         >>> found = label_issues(torch.tensor([0, 0, 1, 1, 1, 1]), probs)
         >>> print(summarize_issues(found, classes=["cat", "dog"], top=2).splitlines()[1])
-            2    dog        cat  0.927
+            2    dog        cat  0.8971
     """
     from lightning_prune.scoring.summary import histogram
 
