@@ -65,6 +65,10 @@ def readable(message: str) -> str:
     problems = [problem.strip() for problem in re.split(r"(?m)^ *- ", body) if problem.strip()]
     told = [problem for problem in problems if not any(noise in problem.splitlines()[0] for noise in _NOISE)]
     told = list(dict.fromkeys(told))  # a union of types tells the same several times
+    if any(problem.startswith("Expected a <class 'float'>") for problem in told):  # or a function: a ratio's schedule
+        given = re.search(r"(?m)^ *Given value: (.*)", rest)
+        told = [problem for problem in told if "import path string" not in problem]
+        told = [f"{problem}. Got value: {given[1]}" if given and "float" in problem else problem for problem in told]
     key = next(
         (line for line in head.splitlines() if line.strip() and "Union subtypes" not in line), "The configuration"
     )
