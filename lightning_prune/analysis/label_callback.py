@@ -17,14 +17,9 @@ from lightning_prune.analysis.label_doubt import TASKS, Task
 from lightning_prune.analysis.label_evidence import STATE_VERSION, LabelEvidence
 from lightning_prune.analysis.label_issues import label_issues
 from lightning_prune.analysis.label_rows import check_given, check_step, gather_rows, guess_task, join_rows, read_rows
-from lightning_prune.analysis.label_table import (
-    Names,
-    check_table_path,
-    check_writable,
-    sample_names,
-    save_issues,
-)
+from lightning_prune.analysis.label_table import SUFFIXES, Names, sample_names, save_issues
 from lightning_prune.core.checks import StateMismatchError, check_choice
+from lightning_prune.core.export import check_table_path, check_writable
 from lightning_prune.core.step import StepRecord
 from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
@@ -82,7 +77,7 @@ class LabelIssues(TrainerCallback):
     ) -> None:
         check_choice("task", task, ("auto", *TASKS))
         self.task = task
-        self.save_to = None if save_to is None else check_table_path(save_to)
+        self.save_to = None if save_to is None else check_table_path(save_to, SUFFIXES)
         self.names = names
         self.evidence: LabelEvidence | None = None
         self.dataset: Dataset[Any] | None = None
@@ -171,7 +166,7 @@ class LabelIssues(TrainerCallback):
                 "`return self.weighted_loss(losses, logits=logits, targets=targets)`."
             )
         if self.save_to is not None and trainer.is_global_zero:
-            check_writable(self.save_to)
+            check_writable(self.save_to, what="table of labels")
         self._registry = ScoreRegistry.attach(trainer, pl_module)
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
 

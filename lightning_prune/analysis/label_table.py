@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_prune.core.export import atomic_write
+from lightning_prune.core.export import atomic_write, check_table_path, import_pyarrow
 
 Names = Callable[[int], str] | Sequence[str]
 SUFFIXES = (".csv", ".parquet", ".npz")
@@ -66,46 +66,6 @@ def class_names(dataset: Dataset[Any]) -> list[str] | None:
     return [str(name) for name in found] if isinstance(found, (list, tuple)) else None
 
 
-def check_table_path(path: str | PathLike[str]) -> Path:
-    """Return the path of a table to be written.
-
-    Raises:
-        ValueError: If its suffix is none of those that can be written.
-        ModuleNotFoundError: If it is Parquet, and pyarrow is not installed.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"Expected the path of a table of labels to end in one of {SUFFIXES}, but got '{path}'.")
-    if path.suffix == ".parquet":
-        _pyarrow()
-    return path
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError unless a file can be written beside ``path``, and ``path`` is none or a file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"Expected '{path}' to be a file to write, but it is a folder.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(f"Expected to write '{path}', but it is not possible: {error.strerror or error}.") from error
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Expected pyarrow to write Parquet, but it is not installed. Run "
-            "`pip install 'lightning-prune[export]'`, or save to a path that ends in `.csv`."
-        ) from error
-    return pyarrow
-
-
 def save_issues(columns: dict[str, Tensor], path: str | PathLike[str], names: Sequence[str] | None = None) -> Path:
     """Write what :func:`~lightning_prune.analysis.label_issues` returned, whole or not at all.
 
@@ -123,14 +83,14 @@ def save_issues(columns: dict[str, Tensor], path: str | PathLike[str], names: Se
         ValueError: If the suffix is another one.
         ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
     """
-    path = check_table_path(path)
+    path = check_table_path(path, SUFFIXES)
     if path.suffix == ".npz":
         return _save_scores(columns, path)
     table: dict[str, list[Any]] = {name: values.tolist() for name, values in columns.items()}
     if names is not None:
         table = {"index": table.pop("index"), "name": [names[i] for i in columns["index"].tolist()], **table}
     if path.suffix == ".parquet":
-        pa = _pyarrow()
+        pa = import_pyarrow()
         types = {torch.int64: pa.int64(), torch.int32: pa.int32(), torch.float32: pa.float32()}
         arrays = {
             name: pa.array(v, types[columns[name].dtype] if name in columns else None) for name, v in table.items()

@@ -9,8 +9,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 
 from lightning_prune.analysis.label_callback import LabelIssues
-from lightning_prune.analysis.label_table import check_table_path, check_writable, class_names, summarize_issues
+from lightning_prune.analysis.label_table import SUFFIXES, class_names, summarize_issues
 from lightning_prune.core.checks import check_int
+from lightning_prune.core.export import check_table_path, check_writable
 from lightning_prune.scoring.trainer import ScoringTrainer
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
@@ -51,9 +52,9 @@ class CommandTrainer(ScoringTrainer):
             OSError: If the table cannot be written; before the training.
         """
         check_int("top", top, low=0)
-        path = check_table_path(output)
+        path = check_table_path(output, SUFFIXES)
         if self.is_global_zero:
-            check_writable(path)
+            check_writable(path, what="table of labels")
         callbacks = get_callbacks(self)
         found = next((callback for callback in callbacks if isinstance(callback, LabelIssues)), None)
         issues = found or LabelIssues()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
@@ -56,17 +56,36 @@ def check_writable(path: Path, *, what: str) -> None:
             probe.unlink(missing_ok=True)
 
 
-def check_table_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a table to be written, ``.npz`` where there is no suffix.
+def check_table_path(
+    path: str | os.PathLike[str], suffixes: Sequence[str] = (".npz", ".parquet"), *, default: str = ""
+) -> Path:
+    """Return the path of a table to be written, with the suffix ``default`` where it has none.
 
     Raises:
-        ValueError: If the suffix is neither ``.npz`` nor ``.parquet``.
+        ValueError: If the suffix is none of these.
+        ModuleNotFoundError: If it is ``.parquet`` and pyarrow is not installed.
     """
     path = Path(path)
-    path = path if path.suffix else path.with_suffix(".npz")
-    if path.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"Expected a path that ends in `.npz` or `.parquet`, but got '{path}'.")
+    path = path if path.suffix or not default else path.with_suffix(default)
+    if path.suffix not in suffixes:
+        listed = f"{', '.join(f'`{suffix}`' for suffix in suffixes[:-1])} or `{suffixes[-1]}`"
+        raise ValueError(f"Expected a path that ends in {listed}, but got '{path}'.")
+    if path.suffix == ".parquet":
+        import_pyarrow()
     return path
+
+
+def import_pyarrow() -> Any:
+    """Return pyarrow, with its ``parquet``, or say how to install it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Expected pyarrow to write Parquet, but it is not installed. Run "
+            "`pip install 'lightning-prune[export]'`, or save to a path that ends in `.npz`."
+        ) from error
+    return pyarrow
 
 
 def save_table(table: dict[str, Tensor], path: Path) -> None:
@@ -76,23 +95,15 @@ def save_table(table: dict[str, Tensor], path: Path) -> None:
         ValueError: If the suffix is neither.
         ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
     """
+    path = check_table_path(path)
     arrays = {name: values.numpy() for name, values in table.items()}
     if path.suffix == ".npz":
         with atomic_write(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Expected pyarrow to write Parquet, but it is not installed. Run "
-                "`pip install 'lightning-prune[export]'`, or save to a path that ends in `.npz`."
-            ) from error
-        flat = {name: values for name, values in arrays.items() if values.ndim == 1}
-        for name, values in arrays.items():
-            flat |= {f"{name}_{slot}": row for slot, row in enumerate(values)} if values.ndim > 1 else {}
-        with atomic_write(path) as file:
-            pq.write_table(pa.table(flat), file)
-    else:
-        raise ValueError(f"Expected a path that ends in `.npz` or `.parquet`, but got '{path}'.")
+        return
+    pyarrow = import_pyarrow()
+    flat = {name: values for name, values in arrays.items() if values.ndim == 1}
+    for name, values in arrays.items():
+        flat |= {f"{name}_{slot}": row for slot, row in enumerate(values)} if values.ndim > 1 else {}
+    with atomic_write(path) as file:
+        pyarrow.parquet.write_table(pyarrow.table(flat), file)

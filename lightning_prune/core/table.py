@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import StateMismatchError
-from lightning_prune.core.export import save_table
+from lightning_prune.core.export import check_table_path, save_table
 from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.shape import EpochShape
@@ -225,8 +225,7 @@ class SampleTable(ABC):
             ValueError: If the suffix is another one.
             ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
         """
-        path = Path(path)
-        save_table(self.to_dict(), path if path.suffix else path.with_suffix(".npz"))
+        save_table(self.to_dict(), check_table_path(path, default=".npz"))
 
     def allocate(self, num_samples: int, device: torch.device | str) -> None:
         """Start a run on ``num_samples`` samples, of which nothing is known."""

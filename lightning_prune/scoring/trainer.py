@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_prune.core.checks import check_choice, check_ratio
+from lightning_prune.core.export import check_writable
 from lightning_prune.scoring.features.feature_scores import (
     FEATURE_METHODS,
     FINISHED,
@@ -64,18 +65,23 @@ class ScoringTrainer(Trainer, ABC):
         Raises:
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of range, or the method cannot score this model.
+            OSError: If the score file cannot be written; before the training.
         """
         check_choice("method", method, tuple(sorted({*TRACKERS, *FEATURE_METHODS})))
         parameters = dict(method_args or {})
         check_parameters(method, parameters)
         check_ratio("prune_ratio", prune_ratio)
-        check_path(save_to)
+        path = check_path(save_to)
+        path = path if path.suffix else path / f"{method.lower()}.npz"
+        is_trial = getattr(self, "fast_dev_run", False)
+        if self.is_global_zero and not is_trial:
+            check_writable(path, what="scores")
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
         one_pass = method in (*FEATURE_METHODS, *FINISHED) or (method in ONE_VISIT and ckpt_path is not None)
         if one_pass:
             try_parameters(method, parameters)
-        recorder = ScoreRecorder(TRACKERS[method](**parameters), save_to) if not one_pass else None
+        recorder = ScoreRecorder(TRACKERS[method](**parameters), path) if not one_pass else None
         callbacks = get_callbacks(self)
         scoring = [callback for callback in callbacks if not isinstance(callback, PruningCallback)]
         set_callbacks(self, scoring if recorder is None else [recorder, *scoring])
@@ -87,15 +93,13 @@ class ScoringTrainer(Trainer, ABC):
         finally:
             set_callbacks(self, callbacks)
         interrupted = recorder is not None and not recorder.paths
-        if interrupted or not self.is_global_zero or getattr(self, "fast_dev_run", False):
+        if interrupted or not self.is_global_zero or is_trial:
             return None
-        if recorder is not None:
-            path = recorder.paths[0]
-        else:
+        if recorder is None:
             model.to(self.strategy.root_device)  # a fit leaves it on the CPU
             loader = (datamodule or model).train_dataloader()
             file = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters)
-            path = file.save(Path(save_to) if Path(save_to).suffix else Path(save_to) / method.lower())
+            file.save(path)
         file = load_scores(path, allow_missing=True)
         sys.stdout.write(f"\n{summarize(file)}\nWritten to {path}\n")
         return file

@@ -102,7 +102,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.save_rng = save_rng
         self.dataset_id = dataset_id
         self.debug_sync = debug_sync
-        self.save_to = None if save_to is None else check_table_path(save_to)
+        self.save_to = None if save_to is None else check_table_path(save_to, default=".npz")
         self.session = Session(self)
         self._picking: probe.PickingStep | None = None
         self._pending: dict[str, Any] | None = None

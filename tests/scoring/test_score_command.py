@@ -75,6 +75,12 @@ def test_a_score_of_a_run(config, capsys):
     assert "Written to tdds.npz" in summary
 
 
+def test_a_file_that_cannot_be_written_is_known_before_training(config, capsys):
+    Path("taken").write_text("a file")
+    message = fails(capsys, "--config", config, "--method=TDDS", "--save_to=taken/tdds.npz")
+    assert "Expected to be able to write 'taken/tdds.npz'" in message
+
+
 def test_uncertainty_is_that_of_the_finished_model(tmp_path):
     trainer = ScoringTrainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
