@@ -13,7 +13,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_prune import IES, DivBS, InfoBatch, RandomPruning, RHOLoss, ScoreRegistry, Selection, SelectiveBackprop
+from lightning_prune import (
+    IES,
+    DivBS,
+    InfoBatch,
+    PruningReport,
+    RandomPruning,
+    RHOLoss,
+    ScoreRegistry,
+    Selection,
+    SelectiveBackprop,
+)
 from lightning_prune.analysis import PruningMonitor
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.pruned_stream import pruned_streams
@@ -649,3 +659,16 @@ def test_monitor_on_a_stream():
         fit(make_stream(), Keep(0.5), PruningMonitor(gradient_every_n_epochs=1))
     with pytest.raises(MisconfigurationException, match=r"PruningMonitor logs.*ScoreRegistry\(num_samples=N\)"):
         make_trainer(DivBS(0.5), PruningMonitor()).fit(IdModel(), make_stream())
+
+
+def test_a_loader_that_is_no_dataloader(tmp_path):
+    """As webdataset's: anything to iterate over, which has no dataset to look into."""
+
+    class Batches:
+        def __iter__(self):
+            yield from make_stream()
+
+    report = PruningReport(path=tmp_path / "report.html")
+    trainer, model = fit(Batches(), Keep(1.0, 0.5), report)
+    check_losses_of_selected(trainer, model)
+    assert "Batches" in (tmp_path / "report.html").read_text()

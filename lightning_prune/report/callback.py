@@ -123,13 +123,13 @@ class PruningReport(TrainerCallback):
             )
             return
         self._find_labels(registry)
-        self._look = find_look(registry.planned_loader.original.dataset, self.images)
+        self._look = find_look(registry.planned_loader.dataset, self.images)
         if registry.epoch == 0 and registry.session.running is None:
             self._start()
 
     def _find_labels(self, registry: ScoreRegistry) -> Labels | None:
         """Return the labels of the dataset, which may have grown since they were looked at."""
-        dataset = registry.planned_loader.original.dataset
+        dataset = registry.planned_loader.dataset
         if self._looked_at != registry.num_samples:
             self._labels = find_labels(dataset, self.targets)
             self._looked_at = registry.num_samples
@@ -217,7 +217,7 @@ class PruningReport(TrainerCallback):
             "description": "full data" if method is None else repr(method),
             "arguments": {} if method is None else method.arguments(),
             "num_samples": registry.num_samples,
-            "dataset": type(registry.planned_loader.original.dataset).__name__,
+            "dataset": type(registry.planned_loader.dataset).__name__,
             "trained_steps": registry.trained_steps,
             "full_steps": registry.full_steps,
             "epochs": self.epochs,

@@ -357,6 +357,7 @@ class PlannedLoader:
         world_size: Number of ranks.
 
     Attributes:
+        dataset: The user's dataset.
         keeps_position: Whether the user's loader can go on in the middle of an epoch, by ``load_state_dict``.
         states: Positions of all train loaders that a checkpoint holds; those of others than this one count.
 
@@ -367,6 +368,7 @@ class PlannedLoader:
     def __init__(self, original: DataLoader[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         check_loader(original)
         self.original = original
+        self.dataset: Any = original.dataset
         self.states: list[dict[str, Any]] = []
         self.num_samples = len(original.dataset)  # type: ignore[arg-type]
         self.batch_sampler = plan_batches(

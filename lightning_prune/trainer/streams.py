@@ -37,6 +37,7 @@ class StreamLoader:
         repeats: Whether a sample may come more than once in an epoch.
 
     Attributes:
+        dataset: The user's stream; of a loader that tells none, the loader.
         planned: What the fit loop draws from.
         batch_sampler: What the session plans.
         keeps_position: Whether the loader can go on in the middle of an epoch, by ``load_state_dict``.
@@ -59,6 +60,7 @@ class StreamLoader:
     ) -> None:
         _check(original, num_samples, method)
         self.original = original
+        self.dataset: Any = getattr(original, "dataset", original)
         self.num_samples = num_samples or 0
         self.states: list[dict[str, Any]] = []
         self.keeps_position = callable(getattr(original, "load_state_dict", None))
