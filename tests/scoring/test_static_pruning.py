@@ -48,7 +48,7 @@ def test_fresh_order_each_epoch():
     assert model.epoch_ids(0) != model.epoch_ids(1)
 
 
-@pytest.mark.filterwarnings("ignore:.*will leave nothing out in the 3 epochs")
+@pytest.mark.filterwarnings("ignore:(?s).*will leave nothing out in the 3 epochs")
 def test_nothing_pruned_is_the_plain_run():
     pruned, _ = fit(StaticPruning(SCORES, 0.0))
     plain, _ = fit(StaticPruning(SCORES, 0.5, warmup_epochs=3))
