@@ -225,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("digits", "cifar"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", help="kinds of noise, or sets of human labels")
     parser.add_argument("--data_root", type=Path)
     parser.add_argument("--images", type=int, default=50_000, help="of CIFAR-10, from the first")
@@ -234,6 +235,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.data == "cifar" and args.data_root is None:
         parser.error("Expected --data_root, the folder of CIFAR-10's arrays, but got none.")
+    known = KINDS if args.data == "digits" else HUMAN
+    if unknown := set(args.kinds or ()) - set(known):
+        parser.error(f"Expected --kinds of {', '.join(known)}, but got {', '.join(sorted(unknown))}.")
     quiet()
     if args.data == "digits":
         settings = product(args.kinds or KINDS, RATES)
@@ -246,7 +250,8 @@ def main() -> None:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     lines = args.results.read_text().splitlines() if args.results.exists() else []
     done = {json.dumps(json.loads(line)["case"]): json.loads(line) for line in lines}
-    wanted = [{**case, "seed": seed} for seed in range(args.seeds) for case in cases]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    wanted = [{**case, "seed": seed} for seed in seeds for case in cases]
     for case in wanted:
         if json.dumps(case) not in done:
             done[json.dumps(case)] = {"case": case, "figures": run(case, args.data_root, not args.without_cleanlab)}

@@ -52,7 +52,7 @@ def compare_methods(
         make_model: Returns a new module for each run.
         make_data: Returns the data of each run: a `LightningDataModule`, a training loader, or a pair of a training and
             a validation loader.
-        methods: Names such as ``"InfoBatch"``, import paths or classes of your own, or mappings of a label to
+        methods: Names of methods, import paths or classes of your own, or mappings of a label to
             ``{"class_path": ..., "init_args": {...}}``.
         ratios: Shares of the sample-steps of the run to save, in (0, 1).
         seeds: Number of seeds, from 0.
