@@ -144,7 +144,7 @@ def advise(findings: Findings, save: float) -> Advice:
 
     1. Labels suspected to be wrong: AlignPrune without rescaling; rules that keep high losses keep the wrong labels.
     2. Fewer learnt samples than are to be left out, or losses that do not tell of the next epoch's: no pruning. What is
-       left out is then training that is missing, and fewer epochs of all data miss no more.
+       left out is then likely to be training that is missing; train fewer epochs of all data, or compare.
     3. A saving within InfoBatch's reach: InfoBatch, whose gradient is unbiased, and which has nothing to tune.
     4. Else OrderDP, which leaves out exactly what it is asked for; RePB, which re-weighs, if classes are unequal.
 
