@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore = ["emulated_device.py"]  # doctests are looked for in every module, and this one registers a backend
+
 torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would cost more than the arithmetic
 
 # The same examples in every run: what is green here is green elsewhere. No deadline: machines are busy.

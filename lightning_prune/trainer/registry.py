@@ -543,7 +543,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Look, in the first step, whether the loss that is trained is made of the weighted one."""
         step = self.step
         if step.watched and step.active and step.loss is not None and not self._loss_is_used:
-            self._loss_is_used = is_made_of(loss, step.loss)
+            is_used = is_made_of(loss, step.loss)
+            if is_used or bool(step.loss.isfinite()):  # a step may do without a loss that is not
+                self._loss_is_used = is_used
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

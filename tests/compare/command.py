@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import warnings
 
 from lightning_prune.cli import main
@@ -23,6 +24,7 @@ def _be_command(directory, environment, args):
     os.chdir(directory)
     os.environ.update(environment)
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
     with open("said.txt", "wb") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 from lightning_prune.cli import main
-from tests.compare.command import start
+from tests.compare import command
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
 
@@ -55,13 +55,30 @@ def _elsewhere(monkeypatch, tmp_path):
     Path("methods.yaml").write_text(yaml.safe_dump(METHODS))
 
 
+@pytest.fixture
+def start():
+    """Starts the command in a process of its own, which ends with the test, as what it has started."""
+    begun = []
+
+    def begin(*args):
+        begun.append(command.start(*args))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.join()
+    for pid in runs_of("out"):
+        os.kill(pid, signal.SIGKILL)
+
+
 def compare(*args, code=None):
-    command = ["compare", "--config", "base.yaml", "--output", "out", *args]
+    arguments = ["compare", "--config", "base.yaml", "--output", "out", *args]
     if code is None:
-        main(command)
+        main(arguments)
         return
     with pytest.raises(SystemExit) as error:
-        main(command)
+        main(arguments)
     assert error.value.code == code
 
 
@@ -90,7 +107,7 @@ def tables(text):
     return found
 
 
-def wait_for(condition, process, seconds=200):
+def wait_for(condition, process, seconds=900):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.exitcode is None, Path("said.txt").read_text()[-2000:]
@@ -120,7 +137,7 @@ def runs_of(folder):
 
 
 def nobody_is_left():
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while runs_of("out"):
         assert time.monotonic() < deadline, "a run outlives the command"
         time.sleep(0.05)
@@ -189,13 +206,13 @@ def test_results_crashes_and_more_runs_later(capsys):
     assert "init_args of OrderDP (0.6, 0.5) is {'exploit_ratio': 0.5, 'explore_ratio': 0.6} there" in message
 
 
-def test_an_interrupt_ends_the_runs_and_keeps_no_half_of_one():
+def test_an_interrupt_ends_the_runs_and_keeps_no_half_of_one(start):
     """As Ctrl-C does; in new interpreters, as strategies of several processes need them."""
     process = start("compare", "--config", "base.yaml", "--output", "out", *LONG, "--trainer.accelerator=auto")
     wait_for(lambda: Path("out/runs/full-data-seed-0/epoch").exists(), process)
     assert len(runs_of("out")) == 1
     os.kill(process.pid, signal.SIGINT)
-    process.join(100)
+    process.join(600)
     assert process.exitcode == 130
     message = Path("said.txt").read_text()
     assert "Interrupted. Finished runs are kept: give the same command again to go on." in message
@@ -204,7 +221,7 @@ def test_an_interrupt_ends_the_runs_and_keeps_no_half_of_one():
     assert not runs_of("out")
 
 
-def test_nobody_outlives_a_kill_and_the_command_goes_on_where_it_was(capsys):
+def test_nobody_outlives_a_kill_and_the_command_goes_on_where_it_was(start, capsys):
     process = start("compare", "--config", "base.yaml", "--output", "out", *LONG)
     wait_for(lambda: Path("out/runs/full-data-seed-0/epoch").exists(), process)
     assert len(runs_of("out")) == 1
