@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, final
+from typing import final
 
 import torch
 import yaml
@@ -21,6 +21,7 @@ from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
+from lightning_prune.parser import CommandParser
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
@@ -73,16 +74,9 @@ class Watch(PruningCallback):
         return find(self.losses, max_epochs, noise, targets.long())
 
 
-@final
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}\nFor all arguments: {self.prog} --help\n")
-        raise SystemExit(2)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own arguments; all others are those of ``lightning-prune fit``."""
-    parser = _Parser(
+    parser = CommandParser(
         "lightning-prune advise",
         description="Train for a small share of the run, and say which method suits the data, with its yaml, or that "
         "fewer epochs of all data would do better. Any argument of `lightning-prune fit` is taken too.",

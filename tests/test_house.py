@@ -16,6 +16,7 @@ FLOORS = [
     {"loop"},
     {"methods", "scoring"},
     {"analysis", "data", "functional", "schedules"},
+    {"parser"},
     {"report"},
     {""},  # the package's own `__init__`
     {"mistakes"},

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any
 
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
@@ -26,21 +26,15 @@ from lightning_prune.compare.engine import Comparison, Options
 from lightning_prune.compare.jobs import Processes
 from lightning_prune.compare.methods import Method, RefusedError, known_methods, read_methods
 from lightning_prune.compare.run import callback_argument
+from lightning_prune.parser import CommandParser
 
 _SECTIONS = ("trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
 """What arguments of ``lightning-prune fit`` begin with that a comparison takes."""
 
 
-@final
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}\nFor all arguments: {self.prog} --help\n")
-        raise SystemExit(2)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own arguments; all others are those of ``lightning-prune fit``."""
-    parser = _Parser(
+    parser = CommandParser(
         "lightning-prune compare",
         description="Run the same training with several methods, ratios and seeds, and say whether pruning hurt. Runs "
         "that have finished are kept: repeat the command to go on, or with more methods, ratios or seeds. Any argument "

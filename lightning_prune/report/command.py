@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, final
 
+from lightning_prune.parser import CommandParser
 from lightning_prune.report.record import FILE_NAME
 from lightning_prune.report.write import write_report
 
 
-@final
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message}\nFor all arguments: {self.prog} --help\n")
-        raise SystemExit(2)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
-    parser = _Parser(
+    parser = CommandParser(
         "lightning-prune report",
         description="Write a page of one run, or of several side by side: what was saved, kept and lost, and which "
         "samples are hard, forgotten or perhaps labelled wrong. The runs must have had `PruningReport` among their "
