@@ -82,7 +82,8 @@ def _check_strategy(strategy: Strategy, world_size: int) -> None:
         if shares != world_size:
             raise MisconfigurationException(
                 f"Expected each of the {world_size} processes to train batches of its own, but `{name}` has them "
-                f"share {shares} part(s) of the data. Use DDP, or FSDP over all devices."
+                f"share {shares} part(s) of the data. Use DDP, or let FSDP split the model over all of them: "
+                f"`ModelParallelStrategy(data_parallel_size={world_size}, tensor_parallel_size=1)`."
             )
 
 
