@@ -4,7 +4,7 @@ from lightning_prune.analysis.gradients import gradient_alignment, sample_gradie
 from lightning_prune.analysis.label_callback import LabelIssues
 from lightning_prune.analysis.label_doubt import label_doubt
 from lightning_prune.analysis.label_issues import label_issues
-from lightning_prune.analysis.label_table import sample_names, save_issues, summarize_issues
+from lightning_prune.analysis.label_table import save_issues, summarize_issues
 from lightning_prune.analysis.monitor import PruningMonitor
 from lightning_prune.analysis.selections import (
     class_kept_share,
@@ -16,6 +16,7 @@ from lightning_prune.analysis.selections import (
     usage_histogram,
 )
 from lightning_prune.analysis.surrogate import Unbiasedness, check_unbiased, limit_density, surrogate_weights
+from lightning_prune.core.names import sample_names
 
 __all__ = [
     "LabelIssues",

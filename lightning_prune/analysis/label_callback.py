@@ -17,9 +17,10 @@ from lightning_prune.analysis.label_doubt import TASKS, Task
 from lightning_prune.analysis.label_evidence import STATE_VERSION, LabelEvidence
 from lightning_prune.analysis.label_issues import label_issues
 from lightning_prune.analysis.label_rows import check_given, check_step, gather_rows, guess_task, join_rows, read_rows
-from lightning_prune.analysis.label_table import SUFFIXES, Names, sample_names, save_issues
+from lightning_prune.analysis.label_table import SUFFIXES, save_issues
 from lightning_prune.core.checks import StateMismatchError, check_choice
 from lightning_prune.core.export import check_table_path, check_writable
+from lightning_prune.core.names import Names, sample_names
 from lightning_prune.core.step import StepRecord
 from lightning_prune.trainer.base import TrainerCallback
 from lightning_prune.trainer.mixin import WeightedLossMixin
@@ -53,6 +54,8 @@ class LabelIssues(TrainerCallback):
         save_to: File to write at the end of the fit, see :meth:`save`. None: write nothing.
         names: What to call a sample in that file: a function of its id, or one name for each. None: the dataset's
             ``samples``, ``imgs``, ``filenames`` or ``files``, if it has such.
+        required: Whether a module that does not pass logits and targets, or others than these tasks have, is refused.
+            False: then nothing is found.
 
     Attributes:
         evidence: What was collected.
@@ -74,11 +77,14 @@ class LabelIssues(TrainerCallback):
         task: Literal["auto", "multiclass", "binary", "multilabel", "regression"] = "auto",
         save_to: str | PathLike[str] | None = None,
         names: Names | None = None,
+        *,
+        required: bool = True,
     ) -> None:
         check_choice("task", task, ("auto", *TASKS))
         self.task = task
         self.save_to = None if save_to is None else check_table_path(save_to, SUFFIXES)
         self.names = names
+        self.required = required
         self.evidence: LabelEvidence | None = None
         self.dataset: Dataset[Any] | None = None
         self._kind: Task | None = None  # the task, once it is known
@@ -133,6 +139,16 @@ class LabelIssues(TrainerCallback):
         chosen = columns["score"] > min_score
         return dict(zip(columns["index"][chosen].tolist(), columns["suggested"][chosen].tolist(), strict=True))
 
+    def doubts(self) -> Tensor | None:
+        """Return the score of each sample's label ``(n,)``, by sample id; None: none is known, or samples have several.
+
+        What :meth:`issues` has in its order: above 0.5, the label is counted as wrong.
+        """
+        if self.evidence is None or not self.evidence.state or "class" in self.issues():
+            return None
+        columns = self.issues()
+        return torch.empty_like(columns["score"]).index_copy_(0, columns["index"], columns["score"])
+
     def sample_names(self) -> list[str] | None:
         """Return what to call each sample, by id; None: the dataset has no names."""
         if self.dataset is None:
@@ -159,6 +175,8 @@ class LabelIssues(TrainerCallback):
         if stage != "fit":
             return
         if not isinstance(pl_module, WeightedLossMixin):
+            if not self.required:
+                return
             name = type(pl_module).__name__
             raise MisconfigurationException(
                 f"Expected a module with `WeightedLossMixin` for LabelIssues, but `{name}` has not got it. Write "
@@ -197,7 +215,13 @@ class LabelIssues(TrainerCallback):
             self._end_epoch()
         self._open = trainer.current_epoch
         if batch is not None and registry.step.losses is not None:
-            self._note(registry.step)
+            try:
+                self._note(registry.step)
+            except ValueError:
+                if self.required:
+                    raise
+                self._open = self._registry = None  # of a module that does not pass what it takes, nothing is found
+                return
         if len(self._steps) >= _STEPS:
             self._condense()
 
@@ -236,7 +260,7 @@ class LabelIssues(TrainerCallback):
         before = self.evidence.left_out
         self.evidence.grow(registry.num_samples)
         self.evidence.fold(rows)
-        if self.evidence.left_out and not before:
+        if self.evidence.left_out and not before and self.required:
             rank_zero_warn(
                 f"{self.evidence.left_out} of {len(rows['ids'])} samples of an epoch are left out by LabelIssues: "
                 "their target is no class id of the logits, or their loss is masked or not finite."

@@ -2,68 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
-from lightning_prune.core.export import atomic_write, check_table_path, import_pyarrow
+from lightning_prune.core.export import check_table_path, save_rows
 
-Names = Callable[[int], str] | Sequence[str]
 SUFFIXES = (".csv", ".parquet", ".npz")
-_NAMES = ("samples", "imgs", "filenames", "files")
-"""Attributes of datasets with a file name for each sample, as torchvision's folders and many others have them."""
-
-
-def sample_names(dataset: Dataset[Any], names: Names | None = None) -> list[str] | None:
-    """Return what to call each sample of a dataset, or None where it has no names.
-
-    Args:
-        dataset: With an attribute ``samples``, ``imgs``, ``filenames`` or ``files``: a path for each sample, or tuples
-            that begin with one. Looks through `torch.utils.data.Subset`.
-        names: A function of the sample id, or a name for each sample, instead.
-
-    Raises:
-        ValueError: If there are not as many names as samples.
-
-    Example:
-        >>> dataset = torch.utils.data.TensorDataset(torch.zeros(2))
-        >>> dataset.samples = [("cat/1.png", 0), ("dog/7.png", 1)]
-        >>> sample_names(dataset)
-        ['cat/1.png', 'dog/7.png']
-        >>> sample_names(dataset, lambda i: f"page {i}")
-        ['page 0', 'page 1']
-    """
-    if not hasattr(dataset, "__len__"):  # a stream
-        return None
-    num = len(dataset)
-    if callable(names):
-        return [str(names(i)) for i in range(num)]
-    found: Any = names
-    for name in _NAMES if names is None else ():
-        found = getattr(dataset, name, None) if found is None else found
-    if found is None and isinstance(dataset, Subset):
-        inner = sample_names(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
-    if found is None or (names is None and (not hasattr(found, "__len__") or len(found) != num)):
-        return None
-    if len(found) != num:
-        raise ValueError(f"Expected `names` to have one for each of {num} samples, but got {len(found)}.")
-    return [str(one[0] if isinstance(one, (tuple, list)) else one) for one in found]
-
-
-def class_names(dataset: Dataset[Any]) -> list[str] | None:
-    """Return the names in a dataset's ``classes``, by class id, or None; looks through `torch.utils.data.Subset`."""
-    found = getattr(dataset, "classes", None)
-    if found is None and isinstance(dataset, Subset):
-        return class_names(dataset.dataset)
-    return [str(name) for name in found] if isinstance(found, (list, tuple)) else None
 
 
 def save_issues(columns: dict[str, Tensor], path: str | PathLike[str], names: Sequence[str] | None = None) -> Path:
@@ -86,28 +34,10 @@ def save_issues(columns: dict[str, Tensor], path: str | PathLike[str], names: Se
     path = check_table_path(path, SUFFIXES)
     if path.suffix == ".npz":
         return _save_scores(columns, path)
-    table: dict[str, list[Any]] = {name: values.tolist() for name, values in columns.items()}
+    rows: dict[str, Tensor | list[str]] = {"index": columns["index"]}
     if names is not None:
-        table = {"index": table.pop("index"), "name": [names[i] for i in columns["index"].tolist()], **table}
-    if path.suffix == ".parquet":
-        pa = import_pyarrow()
-        types = {torch.int64: pa.int64(), torch.int32: pa.int32(), torch.float32: pa.float32()}
-        arrays = {
-            name: pa.array(v, types[columns[name].dtype] if name in columns else None) for name, v in table.items()
-        }
-        with atomic_write(path) as file:
-            pa.parquet.write_table(pa.table(arrays), file)
-        return path
-    with atomic_write(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(table)
-        floats = [name for name, values in columns.items() if values.is_floating_point()]
-        table |= {name: [f"{value:.6g}" for value in table[name]] for name in floats}
-        writer.writerows(zip(*table.values(), strict=True))
-        text.flush()
-        text.detach()
-    return path
+        rows["name"] = [names[i] for i in columns["index"].tolist()]
+    return save_rows({**rows, **columns}, path)
 
 
 def _save_scores(columns: dict[str, Tensor], path: Path) -> Path:

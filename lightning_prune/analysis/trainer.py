@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 
 from lightning_prune.analysis.label_callback import LabelIssues
-from lightning_prune.analysis.label_table import SUFFIXES, class_names, summarize_issues
+from lightning_prune.analysis.label_table import SUFFIXES, summarize_issues
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.export import check_table_path, check_writable
+from lightning_prune.core.names import class_names
 from lightning_prune.scoring.trainer import ScoringTrainer
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
@@ -19,6 +22,14 @@ from lightning_prune.trainer.private import get_callbacks, set_callbacks
 @final
 class CommandTrainer(ScoringTrainer):
     """Lightning's Trainer, which can also score a training set, and find wrong labels in it."""
+
+    @contextmanager
+    def watching_labels(self) -> Iterator[Callable[[], Tensor | None]]:
+        """Have `LabelIssues` look at the labels, where the module passes what it needs."""
+        callbacks = get_callbacks(self)
+        issues = next((c for c in callbacks if isinstance(c, LabelIssues)), None) or LabelIssues(required=False)
+        set_callbacks(self, list(dict.fromkeys([*callbacks, issues])))
+        yield issues.doubts
 
     def find_label_issues(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -107,3 +109,36 @@ def save_table(table: dict[str, Tensor], path: Path) -> None:
         flat |= {f"{name}_{slot}": row for slot, row in enumerate(values)} if values.ndim > 1 else {}
     with atomic_write(path) as file:
         pyarrow.parquet.write_table(pyarrow.table(flat), file)
+
+
+def save_rows(columns: Mapping[str, Tensor | Sequence[str]], path: Path) -> Path:
+    """Write columns of numbers or text ``(n,)`` as ``.csv`` or, with pyarrow, ``.parquet``, in their order of rows.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is neither.
+        ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
+    """
+    check_table_path(path, (".csv", ".parquet"))
+    if path.suffix == ".parquet":
+        pyarrow = import_pyarrow()
+        arrays = {n: values.numpy() if isinstance(values, Tensor) else list(values) for n, values in columns.items()}
+        with atomic_write(path) as file:
+            pyarrow.parquet.write_table(pyarrow.table(arrays), file)
+        return path
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(zip(*map(_cells, columns.values()), strict=True))
+        text.flush()
+        text.detach()
+    return path
+
+
+def _cells(values: Tensor | Sequence[str]) -> Sequence[Any]:
+    if not isinstance(values, Tensor):
+        return values
+    return [f"{value:.6g}" for value in values.tolist()] if values.is_floating_point() else values.tolist()

@@ -7,9 +7,10 @@ from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset
 
 from lightning_prune.analysis.monitor import dataset_column
+from lightning_prune.core.names import class_names
 
 _USUAL: tuple[str | int, ...] = ("targets", "labels", 1)
 """Attributes, and the position in a `TensorDataset`."""
@@ -54,13 +55,13 @@ def find_labels(dataset: Dataset[Any], targets: str | int | None) -> Labels | No
             raise MisconfigurationException(
                 f"Expected {targets!r} to hold class ids or numbers, but got {values.dtype}."
             )
-        return _labels(values, _class_names(dataset))
+        return _labels(values, class_names(dataset))
     for name in _USUAL:
         try:
             values = dataset_column(dataset, name)
         except (MisconfigurationException, TypeError, ValueError, RuntimeError):
             continue
-        return _labels(values, _class_names(dataset))
+        return _labels(values, class_names(dataset))
     return None
 
 
@@ -73,13 +74,3 @@ def _labels(values: Tensor, names: list[str] | None) -> Labels:
         return Labels(values.long(), None, None)
     named = None if names is None or len(names) < num_classes else names
     return Labels(values.long(), num_classes if named is None else len(named), named)
-
-
-def _class_names(dataset: Dataset[Any]) -> list[str] | None:
-    while isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
-        dataset = dataset.dataset
-    if isinstance(dataset, TensorDataset) and not hasattr(dataset, "classes"):
-        return None
-    names = getattr(dataset, "classes", None)
-    is_list = isinstance(names, list | tuple) and all(isinstance(name, str | int) for name in names)
-    return [str(name) for name in names] if is_list and names else None

@@ -14,6 +14,7 @@ from lightning_prune.scoring.features.prune4rel import prune4rel
 from lightning_prune.scoring.features.ssp import spherical_kmeans, ssp_score
 from lightning_prune.scoring.recorder import ScoreRecorder
 from lightning_prune.scoring.score_file import ScoreFile, load_scores, save_scores
+from lightning_prune.scoring.score_table import save_score_table
 from lightning_prune.scoring.selectors.beta_sampling import beta_sampling
 from lightning_prune.scoring.selectors.ccs import ccs
 from lightning_prune.scoring.selectors.rank import rank_scores, select_middle, select_per_class, select_top
@@ -63,6 +64,7 @@ __all__ = [
     "num_keep",
     "prune4rel",
     "rank_scores",
+    "save_score_table",
     "save_scores",
     "score_features",
     "score_module",

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.core.checks import check_choice
+from lightning_prune.core.names import class_names
 from lightning_prune.core.step import ABSENT
 from lightning_prune.scoring.score_file import save_scores
 from lightning_prune.scoring.trackers.aum import AUM
@@ -56,6 +57,7 @@ class ScoreRecorder(TrainerCallback):
     Attributes:
         trackers: The trackers; ``compute()`` returns their scores.
         paths: Files written by the last fit.
+        dataset: The training dataset of the last fit, for names.
 
     Raises:
         TypeError: If something is not a tracker.
@@ -81,6 +83,7 @@ class ScoreRecorder(TrainerCallback):
         self.save_to = save_to
         self._state_key = self._generate_state_key(trackers=[repr(one) for one in self.trackers])  # read at each hook
         self.paths: list[Path] = []
+        self.dataset: Any = None
         self._needs = tuple(sorted({name for one in self.trackers for name in one.needs}))
         self._targets: Tensor | None = None
         self._pending: dict[str, Any] | None = None
@@ -102,6 +105,8 @@ class ScoreRecorder(TrainerCallback):
         if self._registry is not None and not self._registry.takes_part:
             return
         num_samples = 0 if self._registry is None else self._registry.num_samples
+        if self._registry is not None:
+            self.dataset = getattr(self._registry.planned_loader.original, "dataset", None)
         max_epochs = trainer.max_epochs or -1
         for tracker in self.trackers:
             if tracker.num_samples not in (None, num_samples):
@@ -220,8 +225,10 @@ class ScoreRecorder(TrainerCallback):
                 )
             columns = tracker.columns() | ({} if self._targets is None else {"targets": self._targets})
             if trainer.is_global_zero:
-                method, keep, parameters = type(tracker).__name__, tracker.keep, tracker.parameters
-                save_scores(path, scores, method=method, keep=keep, parameters=parameters, columns=columns)
+                save_scores(
+                    path, scores, method=type(tracker).__name__, keep=tracker.keep, parameters=tracker.parameters,
+                    columns=columns, high=tracker.high, classes=class_names(self.dataset),
+                )  # fmt: skip
         trainer.strategy.barrier()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from os import PathLike
@@ -28,10 +29,11 @@ class ScoreFile:
 
     Attributes:
         scores: ``(n,)``, float32, by sample id.
-        meta: ``method``, ``keep``, ``parameters``, ``n``, ``date``, ``version``; and ``num_ranked`` of a method that
-            chooses sample after sample instead of scoring all.
+        meta: ``method``, ``keep``, ``parameters``, ``n``, ``date``, ``version``; ``num_ranked`` of a method that
+            chooses sample after sample instead of scoring all; ``high``, what a high score says; and ``classes``, the
+            classes' names.
         columns: What else is known of each sample ``(n,)``, for example ``targets``; ``weights``: the loss weights that
-            belong to exactly the ``num_ranked`` samples chosen.
+            belong to exactly the ``num_ranked`` samples chosen; ``label_issue``: above 0.5, its label is suspected.
     """
 
     scores: Tensor
@@ -48,6 +50,8 @@ class ScoreFile:
         parameters: dict[str, Any] | None = None,
         columns: dict[str, Tensor] | None = None,
         num_ranked: int | None = None,
+        high: str = "",
+        classes: Sequence[str] | None = None,
     ) -> ScoreFile:
         """Put scores and what is to be known about them together; for the arguments see :func:`save_scores`."""
         check_scores("scores", scores)
@@ -67,6 +71,10 @@ class ScoreFile:
         if num_ranked is not None:
             check_int("num_ranked", num_ranked, low=1, high=len(scores))
             meta["num_ranked"] = num_ranked
+        if high:
+            meta["high"] = high
+        if classes:
+            meta["classes"] = list(classes)
         columns = {name: values.detach().cpu() for name, values in columns.items()}
         return cls(scores.detach().float().cpu(), meta, columns)
 
@@ -75,6 +83,23 @@ class ScoreFile:
         """Which end of the scores is kept, or the middle; ``"high"`` where nothing is said."""
         keep: Keep = self.meta.get("keep", "high")
         return keep
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, by class id; None: they have none."""
+        return self.meta.get("classes")
+
+    def order(self) -> Tensor:
+        """Return the ids ``(n,)``, those that are kept first at the front; those never scored, or not chosen, last."""
+        scores = self.scores.double()
+        if self.keep == "middle":
+            scores = -(scores - scores.nanmedian()).abs()
+        scores = -scores if self.keep == "low" else scores
+        return scores.masked_fill(scores.isnan(), -torch.inf).argsort(descending=True, stable=True)
+
+    def class_name(self, label: int) -> str:
+        """Return what to call a class: its name, or its id."""
+        return str(label) if self.classes is None or label >= len(self.classes) else self.classes[label]
 
     @property
     def num_ranked(self) -> int | None:
@@ -127,6 +152,8 @@ def save_scores(
     parameters: dict[str, Any] | None = None,
     columns: dict[str, Tensor] | None = None,
     num_ranked: int | None = None,
+    high: str = "",
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Write a score file: npz with ``indices``, ``scores``, a JSON text ``meta``, and the columns by name.
 
@@ -140,6 +167,8 @@ def save_scores(
         parameters: Its parameters, plain values.
         columns: Further values ``(n,)`` by name.
         num_ranked: How many samples were chosen, by a method that gives the others no score (see :func:`rank_scores`).
+        high: What a high score says of a sample, in words.
+        classes: Names of the classes, by class id.
 
     Returns:
         The path written.
@@ -150,8 +179,9 @@ def save_scores(
     """
     check_path(path)
     file = ScoreFile.make(
-        scores, method=method, keep=keep, parameters=parameters, columns=columns, num_ranked=num_ranked
-    )
+        scores, method=method, keep=keep, parameters=parameters, columns=columns, num_ranked=num_ranked, high=high,
+        classes=classes,
+    )  # fmt: skip
     return file.save(path)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pickle
 import sys
 from abc import ABC
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_prune.core.checks import check_choice, check_ratio
-from lightning_prune.core.export import check_writable
+from lightning_prune.core.export import check_table_path, check_writable
+from lightning_prune.core.names import sample_names
 from lightning_prune.scoring.features.feature_scores import (
     FEATURE_METHODS,
     FINISHED,
@@ -23,6 +27,7 @@ from lightning_prune.scoring.features.feature_scores import (
 )
 from lightning_prune.scoring.recorder import TRACKERS, ScoreRecorder
 from lightning_prune.scoring.score_file import ScoreFile, check_path, load_scores
+from lightning_prune.scoring.score_table import SUFFIXES, save_score_table
 from lightning_prune.scoring.summary import summarize
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
@@ -41,10 +46,13 @@ class ScoringTrainer(Trainer, ABC):
         method_args: dict[str, Any] | None = None,
         prune_ratio: float = 0.3,
         ckpt_path: str | None = None,
+        table: str | None = None,
+        overwrite: bool = False,
     ) -> ScoreFile | None:
         """Score the training set, write the score file and print a summary.
 
-        A pruning callback is left out: scores need all the data.
+        A pruning callback is left out: scores need all the data. Where the run trains, and the module passes logits and
+        class ids, labels are looked at on the way: the summary says how many of those kept are suspected to be wrong.
 
         Args:
             model: The module.
@@ -58,6 +66,9 @@ class ScoringTrainer(Trainer, ABC):
             prune_ratio: Least share that is going to be pruned, for the methods that choose samples one after another.
             ckpt_path: Checkpoint of the trained model, which is scored in one pass without training; AUM, DUAL,
                 DynUnc, Forgetting and TDDS need training and resume it from there.
+            table: Table of the scores to write beside the file, the samples that are kept first at its top: ``.csv`` or
+                ``.parquet`` (extra ``export``). None: none.
+            overwrite: Whether a file that is there already is replaced. False: it is refused, before the training.
 
         Returns:
             The scores; None in a ``fast_dev_run``, which writes nothing, and on ranks other than the first.
@@ -65,7 +76,7 @@ class ScoringTrainer(Trainer, ABC):
         Raises:
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of range, or the method cannot score this model.
-            OSError: If the score file cannot be written; before the training.
+            OSError: If a file cannot be written, or is there already; before the training.
         """
         check_choice("method", method, tuple(sorted({*TRACKERS, *FEATURE_METHODS})))
         parameters = dict(method_args or {})
@@ -74,8 +85,11 @@ class ScoringTrainer(Trainer, ABC):
         path = check_path(save_to)
         path = path if path.suffix else path / f"{method.lower()}.npz"
         is_trial = getattr(self, "fast_dev_run", False)
+        table_path = None if table is None else check_table_path(table, SUFFIXES)
         if self.is_global_zero and not is_trial:
-            check_writable(path, what="scores")
+            _check_new(path, "save_to", overwrite, what="scores")
+            if table_path is not None:
+                _check_new(table_path, "table", overwrite, what="table of scores")
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
         one_pass = method in (*FEATURE_METHODS, *FINISHED) or (method in ONE_VISIT and ckpt_path is not None)
@@ -85,9 +99,12 @@ class ScoringTrainer(Trainer, ABC):
         callbacks = get_callbacks(self)
         scoring = [callback for callback in callbacks if not isinstance(callback, PruningCallback)]
         set_callbacks(self, scoring if recorder is None else [recorder, *scoring])
+        doubts = None
         try:
             if recorder is not None or ckpt_path is None:
-                self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+                with self.watching_labels() as look:
+                    self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+                    doubts = look()
             else:
                 load(model, datamodule, ckpt_path)
         finally:
@@ -98,11 +115,35 @@ class ScoringTrainer(Trainer, ABC):
         if recorder is None:
             model.to(self.strategy.root_device)  # a fit leaves it on the CPU
             loader = (datamodule or model).train_dataloader()
-            file = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters)
-            file.save(path)
-        file = load_scores(path, allow_missing=True)
-        sys.stdout.write(f"\n{summarize(file)}\nWritten to {path}\n")
+            file, dataset = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters), loader.dataset
+        else:
+            file, dataset = load_scores(path, allow_missing=True), recorder.dataset
+        if doubts is not None and len(doubts) == len(file.scores):
+            file.columns["label_issue"] = doubts
+        file.save(path)
+        written = [str(path)]
+        if table_path is not None:
+            written.append(str(save_score_table(file, table_path, sample_names(dataset))))
+        sys.stdout.write(f"\n{summarize(file)}\nWritten to {' and '.join(written)}\n")
         return file
+
+    @contextmanager
+    def watching_labels(self) -> Iterator[Callable[[], Tensor | None]]:
+        """Have labels looked at during a fit within the block.
+
+        Yields:
+            A function that returns how suspect the label of each sample is, ``(n,)`` in [0, 1], or None: not known.
+        """
+        yield lambda: None
+
+
+def _check_new(path: Path, argument: str, overwrite: bool, *, what: str) -> None:
+    if path.is_file() and not overwrite:
+        raise FileExistsError(
+            f"Expected `{argument}` to name a new file, but '{path}' is there already. Name another one, or give "
+            "`--overwrite=true` to replace it."
+        )
+    check_writable(path, what=what)
 
 
 def load(model: LightningModule, datamodule: LightningDataModule | None, ckpt_path: str) -> None:

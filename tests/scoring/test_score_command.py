@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.cli import main
 from lightning_prune.scoring import load_scores, score_module
@@ -31,6 +33,24 @@ class CommandModel(ScoredModel):
 
     def train_dataloader(self):
         return make_loader()
+
+
+class Blobs(TensorDataset):
+    """Two classes with names; a tenth of the labels is wrong, and what is at the end is easy."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        right = torch.arange(200) % 2
+        x = torch.randn(200, 8, generator=generator) + 4 * (right[:, None] - 0.5)
+        self.wrong = torch.arange(200) < 20
+        super().__init__(x, torch.where(self.wrong, 1 - right, right), torch.arange(200))
+
+
+class NoisyModel(CommandModel):
+    def train_dataloader(self):
+        return DataLoader(Blobs(), 10, shuffle=True)
 
 
 @pytest.fixture
@@ -79,6 +99,33 @@ def test_a_file_that_cannot_be_written_is_known_before_training(config, capsys):
     Path("taken").write_text("a file")
     message = fails(capsys, "--config", config, "--method=TDDS", "--save_to=taken/tdds.npz")
     assert "Expected to be able to write 'taken/tdds.npz'" in message
+
+
+def test_where_the_kept_end_collects_wrong_labels(config, capsys):
+    """AUM keeps the hardest; names of the classes, a table beside the file, and a warning."""
+    args = ["--method=AUM", "--save_to=aum.npz", "--table=aum.csv", f"--model={__name__}.NoisyModel"]
+    score(config, *args)
+    out = capsys.readouterr().out
+    assert "of which the low end is kept\nA high score: easy, the label is far ahead of the other classes" in out
+    assert "Warning: what AUM keeps collects suspected wrong labels: " in out
+    assert "Written to aum.npz and aum.csv" in out
+    file = load_scores("aum.npz", 200)
+    suspected = file.columns["label_issue"] > 0.5
+    assert int((suspected & Blobs().wrong).sum()) >= 18
+    assert int(suspected.sum()) <= 24
+    assert file.classes == ["cat", "dog"]
+    with Path("aum.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert list(rows[0]) == ["index", "score", "class", "label_issue"]
+    assert [int(row["index"]) for row in rows] == file.scores.argsort(stable=True).tolist()
+    assert rows[0]["class"] == file.classes[file.columns["targets"][int(rows[0]["index"])]]
+    assert float(rows[0]["score"]) == pytest.approx(float(file.scores.min()), rel=1e-5)
+    message = fails(capsys, "--config", config, *args)
+    assert "Expected `save_to` to name a new file, but 'aum.npz' is there already." in message
+    assert "Expected `table` to name a new file" in fails(capsys, "--config", config, *args, "--save_to=new.npz")
+    score(config, *args, "--overwrite=true", "--method=SmallLoss")
+    assert load_scores("aum.npz").meta["method"] == "SmallLoss"
+    assert "Warning" not in capsys.readouterr().out
 
 
 def test_uncertainty_is_that_of_the_finished_model(tmp_path):
@@ -173,6 +220,7 @@ def save_nothing(path):
         (["--save_to=a.npz", "--method_args.window=2"], "Expected `window` to be an int >= 3, but got 2."),
         (["--save_to=a.npz", "--method_args.window=x"], "Expected `window` to be an int >= 3, but got 'x'."),
         (["--save_to=a.csv"], "to end in `.npz`, but got 'a.csv'"),
+        (["--save_to=a.npz", "--table=a.npz"], "ends in `.csv` or `.parquet`, but got 'a.npz'"),
         ([], "save_to"),
         (["--save_to=a.npz"], "`max_epochs` >= 10 for TDDS"),
         (["--save_to=a.npz", "--method=GraNd"], "Expected `features` for GraNd, but got None. Write"),

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lightning_prune.scoring import Features, score_features
+from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS
+from lightning_prune.scoring.recorder import TRACKERS
 from lightning_prune.scoring.score_file import ScoreFile
 from lightning_prune.scoring.summary import summarize
 
@@ -42,9 +45,9 @@ def test_class_shares():
     scores = torch.arange(100).float()  # class 3 has the highest
     lines = summarize(make(scores)).splitlines()
     table = {line.split()[0]: line.replace("%", "").split()[1:] for line in lines[12:14]}
-    assert table == {"3": ["20", "100", "100", "100"], "7": ["80", "62", "38", "12"]}
+    assert table == {"3": ["20", "100", "100", "100", "50"], "7": ["80", "62", "38", "12", "0"]}
     low = summarize(make(scores, keep="low")).splitlines()
-    assert low[12].replace("%", "").split() == ["3", "20", "0", "0", "0"]
+    assert low[12].replace("%", "").split() == ["3", "20", "0", "0", "0", "0"]
     assert "high end is kept" in lines[0]
     assert "low end is kept" in low[0]
 
@@ -64,9 +67,50 @@ def test_a_choice_has_no_histogram():
     features = Features(features=torch.arange(20.0)[:, None], targets=torch.arange(20) % 2)
     lines = summarize(score_features("KCenter", features, prune_ratio=0.5, first=0)).splitlines()
     assert lines[0] == "KCenter: scores of 20 samples, of which 10 were chosen"
-    assert lines[2].split()[:3] == ["0", "10", "-"]  # not chosen for pruning 30 %
-    assert lines[4].startswith("First chosen: 0 (10), 19 (9)")
-    assert len(lines) == 6
+    assert lines[1] == "A high score: chosen early; 0: not chosen."
+    assert lines[3].split()[:3] == ["0", "10", "-"]  # not chosen for pruning 30 %
+    assert lines[5].startswith("First chosen: 0 (10), 19 (9)")
+    assert len(lines) == 7
+
+
+def test_every_method_says_what_a_high_score_means():
+    assert all(tracker.high for tracker in TRACKERS.values())
+    shown = Features(features=torch.eye(4), logits=torch.eye(4), targets=torch.arange(4))
+    for method in set(FEATURE_METHODS) - {"DeepFool"}:
+        assert score_features(method, shown, prune_ratio=0.5).meta["high"]
+
+
+def test_classes_have_names():
+    scores = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    text = summarize(make(scores, targets=TARGETS // 4, classes=["cat", "dog"]))
+    assert text.splitlines()[11].split()[:2] == ["class", "samples"]
+    assert [line.split()[0] for line in text.splitlines()[12:14]] == ["cat", "dog"]
+    assert text.splitlines()[12].split()[1] == "20"
+
+
+def suspicious(keep, share=0.2):
+    """Hardest first: of 1,000 samples those with the highest scores are suspected."""
+    scores = torch.arange(1000).float()
+    doubts = (scores >= 1000 * (1 - share)).float()
+    return ScoreFile.make(scores, method="X", keep=keep, columns={"label_issue": doubts})
+
+
+def test_a_kept_end_that_collects_wrong_labels_is_warned_of():
+    lines = summarize(suspicious("high")).splitlines()
+    start = lines.index("Suspected wrong labels: 200 of 1,000 (20.0%). Among the samples kept:")
+    shares = [line.split()[2:4] for line in lines[start + 1 : start + 5]]
+    assert shares == [["28.6%,", "200"], ["40.0%,", "200"], ["66.7%,", "200"], ["100.0%,", "100"]]
+    assert lines[start + 5] == (
+        "Warning: what X keeps collects suspected wrong labels: 100% of the samples kept where 90% are pruned, "
+        "20% of all."
+    )
+
+
+@pytest.mark.parametrize("file", [suspicious("low"), suspicious("high", share=0.005)], ids=["easy end", "a handful"])
+def test_what_is_not_warned_of(file):
+    text = summarize(file)
+    assert "Suspected wrong labels" in text
+    assert "Warning" not in text
 
 
 def test_the_middle():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_prune.core.checks import check_choice, check_int, check_ratio
+from lightning_prune.core.names import class_names
 from lightning_prune.core.plan import num_keep
 from lightning_prune.core.rng import isolated_rng, make_generator
 from lightning_prune.scoring._inputs import check_targets
@@ -75,20 +76,30 @@ def _moderate(shown: Features, keep_ratio: float, generator: torch.Generator, pa
     return _Result(moderate_distance(shown.features, shown.targets, **parameters), keep="middle")
 
 
-_RULES: dict[str, tuple[_Rule, tuple[str, ...]]] = {
-    "ContextualDiversity": (_chosen(lambda s, k, g, p: contextual_diversity(s.probs, k, generator=g, **p)), ("first",)),
-    "CRAIG": (_craig, ()),
+_CHOSEN = "chosen early; 0: not chosen"
+_RULES: dict[str, tuple[_Rule, tuple[str, ...], str]] = {
+    "ContextualDiversity": (
+        _chosen(lambda s, k, g, p: contextual_diversity(s.probs, k, generator=g, **p)),
+        ("first",),
+        _CHOSEN,
+    ),
+    "CRAIG": (_craig, (), "chosen, with a weight; 0: not chosen"),
     "GLISTER": (
         _chosen(lambda s, k, g, p: glister(s.logits, s.features, s.targets, k, **p)),
         ("learning_rate", "rounds", "step"),
+        _CHOSEN,
     ),
-    "Herding": (_chosen(lambda s, k, g, p: herding(s.features, k, **p)), ("farthest",)),
-    "KCenter": (_chosen(lambda s, k, g, p: kcenter(s.features, k, generator=g, **p)), ("first",)),
-    "Moderate": (_moderate, ("center",)),
-    "Prune4ReL": (_chosen(lambda s, k, g, p: prune4rel(s.probs, s.features, k, **p)), ("threshold", "temperature")),
-    "SSP": (_ssp, ("num_clusters", "max_iter")),
+    "Herding": (_chosen(lambda s, k, g, p: herding(s.features, k, **p)), ("farthest",), _CHOSEN),
+    "KCenter": (_chosen(lambda s, k, g, p: kcenter(s.features, k, generator=g, **p)), ("first",), _CHOSEN),
+    "Moderate": (_moderate, ("center",), "far from the centre of its class; the middle is typical"),
+    "Prune4ReL": (
+        _chosen(lambda s, k, g, p: prune4rel(s.probs, s.features, k, **p)),
+        ("threshold", "temperature"),
+        _CHOSEN,
+    ),
+    "SSP": (_ssp, ("num_clusters", "max_iter"), "far from every prototype: hard"),
 }
-"""By name: the rule, and the arguments that it takes."""
+"""By name: the rule, the arguments that it takes, and what a high score says."""
 FINISHED = ("Entropy", "LeastConfidence", "Margin", "SmallLoss")
 """Trackers that papers use on a trained module."""
 ONE_VISIT = ("EL2N", "GraNd", *FINISHED)
@@ -135,9 +146,9 @@ def score_features(
     check_int("seed", seed, low=0)
     if method in ONE_VISIT:
         tracker = TRACKERS[method](len(features), **parameters)
-        result, stated = _one_visit(tracker, features), tracker.parameters
+        result, stated, high = _one_visit(tracker, features), tracker.parameters, tracker.high
     else:
-        rule = _RULES[method][0]
+        rule, _, high = _RULES[method]
         result = rule(features, 1 - prune_ratio, make_generator(seed, 0, method), dict(parameters))
         stated = {**parameters, "seed": seed}
         stated |= {} if result.num_ranked is None else {"prune_ratio": prune_ratio}
@@ -149,6 +160,7 @@ def score_features(
         parameters=stated,
         columns=columns,
         num_ranked=result.num_ranked,
+        high=high,
     )
 
 
@@ -192,9 +204,12 @@ def score_module(
     """
     check_choice("method", method, tuple(sorted([*FEATURE_METHODS, *ONE_VISIT])))
     check_parameters(method, parameters)
+    names = class_names(dataloader.dataset)
     if method != "DeepFool":
         shown = collect_features(module, dataloader, seed=seed, progress=progress)
-        return score_features(method, shown, prune_ratio=prune_ratio, seed=seed, **parameters)
+        file = score_features(method, shown, prune_ratio=prune_ratio, seed=seed, **parameters)
+        file.meta.update({"classes": names} if names else {})
+        return file
     scores, targets = [], []
     with evaluating(module), isolated_rng(seed):
         for _, batch in batches(module, in_order(dataloader), method, progress=progress):
@@ -202,7 +217,11 @@ def score_module(
             scores.append(deepfool(module, inputs, **parameters).cpu())
             targets.append(check_targets(labels, rows=len(scores[-1])).cpu())
     columns = {"targets": torch.cat(targets)}
-    return ScoreFile.make(torch.cat(scores), method=method, keep="low", parameters=parameters, columns=columns)
+    high = "far from the decision boundary: easy"
+    scored = torch.cat(scores)
+    return ScoreFile.make(
+        scored, method=method, keep="low", parameters=parameters, columns=columns, high=high, classes=names
+    )
 
 
 def check_parameters(method: str, parameters: dict[str, Any]) -> None:

@@ -55,6 +55,8 @@ class AUM(Tracker):
         tensor([2.])
     """
 
+    high = "easy, the label is far ahead of the other classes; a low one: hard, or labelled wrong"
+
     def __init__(
         self,
         num_samples: int | None = None,

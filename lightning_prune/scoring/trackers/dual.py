@@ -43,6 +43,8 @@ class DUAL(WindowedTracker):
         (tensor([0.4243]), tensor([0.7000]))
     """
 
+    high = "hard, and its label's probability varies from epoch to epoch"
+
     def __init__(self, num_samples: int | None = None, window: int = 10, num_epochs: int | None = 30) -> None:
         super().__init__(num_samples, window, num_epochs=num_epochs)
 

@@ -41,6 +41,8 @@ class DynUnc(WindowedTracker):
         tensor([1.4142])
     """
 
+    high = "its label's probability varies from epoch to epoch"
+
     def spread(self, window: Tensor) -> Tensor:
         """Return what one window ``(B, J)`` adds, ``(B,)``."""
         return 10 * window.std(1)

@@ -51,6 +51,8 @@ class EL2N(MeanTracker):
         tensor([0.7071])
     """
 
+    high = "far from its label in the first epochs: hard, or labelled wrong"
+
     def measure(self, batch: Batch) -> Tensor:
         """Return the error norms ``(B,)``."""
         return error_norm(batch.probs, batch.targets)

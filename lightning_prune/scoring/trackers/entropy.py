@@ -42,6 +42,7 @@ class Entropy(Tracker):
         tensor([0.6931])
     """
 
+    high = "the finished model spreads over many classes: unsure"
     needs = ("logits",)
 
     def __init__(self, num_samples: int | None = None) -> None:

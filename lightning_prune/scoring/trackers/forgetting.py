@@ -43,6 +43,8 @@ class Forgetting(Tracker):
         tensor([2.])
     """
 
+    high = "learnt and forgotten often, or (inf) never learnt: hard, or labelled wrong"
+
     def __init__(self, num_samples: int | None = None, never_learned: Literal["inf", "zero"] = "inf") -> None:
         check_choice("never_learned", never_learned, ("inf", "zero"))
         super().__init__(num_samples)

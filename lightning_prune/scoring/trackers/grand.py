@@ -48,6 +48,7 @@ class GraNd(MeanTracker):
         arXiv:2107.07075.
     """
 
+    high = "a large gradient in the first epochs: hard, or labelled wrong"
     needs = ("logits", "targets", "features")
 
     def measure(self, batch: Batch) -> Tensor:

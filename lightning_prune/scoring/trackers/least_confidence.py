@@ -30,6 +30,7 @@ class LeastConfidence(Tracker):
         tensor([0.2500])
     """
 
+    high = "the finished model is sure of a class; a low one: unsure"
     keep = "low"
     needs = ("logits",)
 

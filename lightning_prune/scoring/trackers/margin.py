@@ -27,6 +27,7 @@ class Margin(Tracker):
         tensor([0.3000])
     """
 
+    high = "the finished model sees one class far ahead; a low one: unsure between two"
     keep = "low"
     needs = ("logits",)
 

@@ -30,6 +30,7 @@ class SmallLoss(Tracker):
         tensor([2.0000, 0.5000])
     """
 
+    high = "a large loss at the end: hard, or labelled wrong"
     keep = "low"
     needs = ("losses",)
 

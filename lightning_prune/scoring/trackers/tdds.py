@@ -78,6 +78,7 @@ class TDDS(Tracker):
         tensor([0.2829])
     """
 
+    high = "its loss still changes fast, and unevenly, in the last windows: it moves the training"
     needs = ("logits",)
 
     def __init__(

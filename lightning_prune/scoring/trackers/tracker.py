@@ -83,6 +83,7 @@ class Tracker(ABC):
 
     Attributes:
         keep: Which end of the score the paper keeps, ``"high"`` or ``"low"``.
+        high: What a high score says of a sample, in words for people; empty: nothing is said.
         needs: What :meth:`update` must be given beside the indices.
         epoch: Epochs ended so far.
         num_epochs: Epochs that are scored; what comes later is ignored. None: all.
@@ -91,6 +92,7 @@ class Tracker(ABC):
     """
 
     keep: Literal["high", "low"] = "high"
+    high: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("logits", "targets")
     min_epochs: int = 1
 
