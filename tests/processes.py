@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PATIENCE = 30 * 60
 """Seconds after which a process is taken for one that hangs."""
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.rank")
 
 
 @contextlib.contextmanager

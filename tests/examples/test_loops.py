@@ -52,8 +52,8 @@ def test_fabric(run):
 
 @pytest.mark.ddp
 def test_fabric_in_two_processes_and_half_precision():
-    command = ["-m", "examples.loops.fabric", "--epochs", 6, "--devices", 2, "--precision", "bf16-mixed"]
-    accuracy, saved = numbers(python(*command)[0])
+    command = ["examples.loops.fabric", "--epochs", 6, "--devices", 2, "--precision", "bf16-mixed"]
+    accuracy, saved = numbers(python(*TORCHRUN, *command)[0])
     assert accuracy > 90
     assert 15 < saved < 40
 

@@ -231,7 +231,7 @@ def test_ddp_by_flag(tmp_path):
     options = {**QUICK, "trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 3, "data.image_size": 64}
     options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true", "model.model_args": SMALL}
     given = [f"--{name}={value}" for name, value in options.items()]
-    out, errors = python("-m", "lightning_prune.cli", "fit", f"--config={config}", *given)
+    out, errors = python("-m", "tests.rank", "lightning_prune.cli", "fit", f"--config={config}", *given)
     assert "max_epochs=3` reached" in errors
     assert "prune/kept" in out
     assert "0.700" in out
