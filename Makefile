@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo lint types test test-min docs-tables soak bench dist clean
+.PHONY: setup demo docs lint types test test-min docs-tables soak bench dist clean
 
 setup: $(VENV)/.done
 
@@ -17,6 +17,10 @@ $(VENV)/.done: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m examples.digits.demo
+
+# The site, in docs/_build/html; without a network. DOCS_ONLINE=1 links types to the pages of PyTorch and Lightning.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: setup
 	$(BIN)/ruff check .
@@ -54,4 +58,4 @@ dist: setup
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) .venv-min .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-min .mypy_cache .pytest_cache .ruff_cache build dist docs/_build docs/tutorials

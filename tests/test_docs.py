@@ -12,11 +12,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lightning_prune
+from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "README")
+SCORES = sorted(p for p in (FOLDER.parent / "scores").glob("*.md") if p.stem not in ("README", "selectors"))
+STATIC = (FOLDER.parent / "static-results.md").read_text()
 SNIPPETS = [
     pytest.param(text, id=f"{page.stem}-{i}")
     for page in PAGES
@@ -60,6 +63,39 @@ def test_pages_have_what_a_reader_looks_for(page):
     assert "Cost" in headings
     assert "```yaml" in text
     assert len(text.splitlines()) < 80
+
+
+@pytest.mark.parametrize("page", SCORES, ids=lambda page: page.stem)
+def test_pages_of_scores(page, parser):
+    text = page.read_text()
+    headings = re.findall(r"(?m)^## (.*)$", text)
+    assert headings[:3] == ["When to choose it", "Arguments", "Cost"]
+    assert headings[-1] == "Reference"
+    assert re.search(r"\*\*(High|Low|The middle) is\s*kept|The\s*first choice|All those chosen", text)
+    for snippet in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        parser.parse_object({"trainer": yaml.safe_load(snippet)["trainer"]})
+
+
+@pytest.mark.parametrize("page", SCORES, ids=lambda page: page.stem)
+def test_figures_of_scores_are_those_of_the_table_of_all(page):
+    """Each row of a page, on accuracy or on wrong labels, stands in ``docs/static-results.md`` by the score's name."""
+    rows = re.findall(r"(?m)^\| (?:(.*): )?(test accuracy|share of wrong labels).*? \| (.*) \|$", page.read_text())
+    assert rows
+    by_kind = dict(zip(("test accuracy", "share of wrong labels"), STATIC.split("## 20 % wrong labels"), strict=True))
+    for name, kind, figures in rows:
+        names = [name] if name else re.findall(r"(?m)^# (\w+):", page.read_text())
+        assert f"| {names[0]} | {figures} |" in by_kind[kind]
+
+
+def test_every_score_has_a_page():
+    scoring = lightning_prune.scoring
+    trackers = {
+        n for n, thing in vars(scoring).items() if isinstance(thing, type) and issubclass(thing, scoring.Tracker)
+    }
+    names = {re.match(r"# (\w+):", page.read_text())[1] for page in SCORES}
+    assert names == (trackers - {"Tracker"}) | set(FEATURE_METHODS)
+    listed = re.findall(r"\[(\w+)\]\((\w+\.md)\)", (FOLDER.parent / "scores" / "README.md").read_text())
+    assert {file for name, file in listed if name in names} == {page.name for page in SCORES}
 
 
 def test_the_numbers_of_the_losses_page():

@@ -27,11 +27,11 @@ _BINS, _LEAST_PER_BIN = 10, 30
 def label_doubt(
     task: Task, outputs: Tensor, targets: Tensor, *, classes: Tensor | None = None, given: Tensor | None = None
 ) -> Tensor:
-    r"""Return the log-odds that each label is wrong, from one set of predictions.
+    """Return the log-odds that each label is wrong, from one set of predictions.
 
-    Labels are taken to have gone through a noisy channel: of class k, a share :math:`T_{ky}` is labelled y. With
+    Labels are taken to have gone through a noisy channel: of class k, a share ``T[k, y]`` is labelled y. With
     probabilities p of a model that learnt such labels, the true class is k with probability
-    :math:`r_k \propto p_k T_{ky}`, and T is found from all samples together by a few steps of
+    proportional to ``p[k] T[k, y]``, and T is found from all samples together by a few steps of
     expectation-maximisation. So a class that is often mistaken for the given one weighs more than one that never is,
     and a class whose labels are mostly right is doubted less: the scores of the classes are on one scale.
 

@@ -1,0 +1,1 @@
+"""What the site needs beyond its pages: nothing of it is imported by the package."""
