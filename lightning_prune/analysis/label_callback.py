@@ -97,6 +97,7 @@ class LabelIssues(TrainerCallback):
         self._registry: ScoreRegistry | None = None
         self._rank, self._world_size = 0, 1
         self._issues: dict[str, Tensor] | None = None
+        self._written: list[str] = []
 
     def issues(self) -> dict[str, Tensor]:
         """Return a table of all labels, the most suspicious first: see :func:`~lightning_prune.analysis.label_issues`.
@@ -185,7 +186,7 @@ class LabelIssues(TrainerCallback):
             )
         if self.save_to is not None and trainer.is_global_zero:
             check_writable(self.save_to, what="table of labels")
-        self._registry = ScoreRegistry.attach(trainer, pl_module)
+        self._registry, self._written = ScoreRegistry.attach(trainer, pl_module), []
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -280,7 +281,13 @@ class LabelIssues(TrainerCallback):
             return
         if trainer.is_global_zero:
             self.save(self.save_to)
+            self._written = [f"table of labels '{self.save_to}', of which about {self.num_issues:,} are wrong"]
         trainer.strategy.barrier()
+
+    @property
+    def leaves(self) -> list[str]:
+        """The table of labels, once it is written, in words for the last lines of `fit`."""
+        return self._written
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything recorded; called on every rank, and collective in a DDP run in the middle of an epoch."""

@@ -19,6 +19,7 @@ from lightning_prune.compare import verdict
 from lightning_prune.compare.engine import Comparison, Options
 from lightning_prune.compare.jobs import Runner, Spec
 from lightning_prune.compare.methods import Method, RefusedError, check_label, class_of, of_entries, read_methods
+from lightning_prune.compare.page import without_reports
 from lightning_prune.compare.result import Result
 from lightning_prune.compare.run import make_run
 from lightning_prune.core.checks import check_int
@@ -91,7 +92,7 @@ def compare_methods(
         raise RefusedError("Expected `ratios`, shares of the sample-steps to save, such as [0.3, 0.5], but got none.")
     arguments = {**_QUIET, **(trainer or {}), "max_epochs": max_epochs}
     lower = None if better is None else better == "lower"
-    options = Options(metric, lower, margin, control, until_decided, max_seeds)
+    options = Options(metric, lower, margin, control, until_decided, max_seeds, report=None if output is None else {})
     with tempfile.TemporaryDirectory() if output is None else contextlib.nullcontext(str(output)) as name:
         folder = Path(name)
         with folders.hold(folder):
@@ -183,6 +184,7 @@ class _Here(Runner):
         seed_everything(spec["seed"], verbose=False)
         own = copy.deepcopy(self.trainer.get("callbacks") or [])
         own = own if isinstance(own, list) else [own]
+        own = without_reports(own, callbacks)
         if spec["class_path"] is not None:
             own.append(_build(spec["class_path"], spec["init_args"]))
         arguments = {**self.trainer, **spec.get("trainer", {}), "default_root_dir": spec["folder"]}

@@ -33,6 +33,7 @@ class Options:
         until_decided: Whether seeds are added until every row has a verdict.
         max_seeds: Most seeds then.
         first_seed: The first of the seeds.
+        report: Arguments of the `PruningReport` of the methods' runs of the first seed. None: they have none.
     """
 
     metric: str | None = None
@@ -42,6 +43,7 @@ class Options:
     until_decided: bool = False
     max_seeds: int = 20
     first_seed: int = 0
+    report: dict[str, Any] | None = None
 
 
 @final
@@ -261,6 +263,7 @@ class Comparison:
         """Return what a run is told, see `lightning_prune.compare.run`."""
         name = f"{cell.label}{'' if cell.ratio is None else f' {cell.ratio:g}'} seed {seed}".replace(" ", "-")
         folder = self.folder / "runs" / name
+        reported = cell.method is not None and seed == self.options.first_seed and not cell.label.startswith(PILOT)
         return {
             "name": name,
             "label": cell.label,
@@ -271,6 +274,7 @@ class Comparison:
             "epochs": cell.epochs,
             "max_epochs": self.max_epochs,
             "probe": False,
+            "report": self.options.report if reported else None,
             "config": str(self.folder / "config.yaml"),
             "folder": str(folder),
             "result": str(folder / "result.json"),

@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch.callbacks import ProgressBar
 
 import lightning_prune
+from lightning_prune import PruningReport
 from lightning_prune.cli import PruneCLI
 from lightning_prune.compare import folder as folders
 from lightning_prune.compare import verdict
@@ -140,15 +141,20 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RefusedError(
             "Expected `--prune_ratios`, shares of the sample-steps to save, such as 0.3,0.5, but got none."
         )
-    config = _resolve(options.config, overrides, methods)
+    config, report = _resolve(options.config, overrides, methods)
     folder = Path(options.output or Path("results") / Path(options.config[0]).stem)
     with folders.hold(folder):
         folders.bind(folder, config)
-        return _run(folder, config["trainer"], methods, ratios, options)
+        return _run(folder, config["trainer"], methods, ratios, report, options)
 
 
 def _run(
-    folder: Path, trainer: dict[str, Any], methods: list[Method], ratios: list[float], options: argparse.Namespace
+    folder: Path,
+    trainer: dict[str, Any],
+    methods: list[Method],
+    ratios: list[float],
+    report: dict[str, Any],
+    options: argparse.Namespace,
 ) -> int:
     """Check, run and report in a folder that is held; return the number of failed runs."""
     alone = trainer["accelerator"] == "cpu" and str(trainer["devices"]) in ("auto", "1")
@@ -160,6 +166,7 @@ def _run(
         until_decided=options.until_decided,
         max_seeds=options.max_seeds,
         first_seed=options.first_seed,
+        report=report,
     )
     comparison = Comparison(folder, trainer, Processes(options.jobs, fresh=not alone), methods, ratios, judged)
     comparison.check()
@@ -174,7 +181,7 @@ def _run(
     try:
         sys.stdout.write("Written: " + ", ".join(str(path) for path in result.write(folder)) + "\n")
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"Written: {folder / 'results.csv'}, {folder / 'results.md'}. No plots: {error}\n")
+        sys.stderr.write(f"Written: {folder / 'results.csv'}, {folder / 'results.md'}, ... No plots: {error}\n")
     return len(result.failed)
 
 
@@ -208,8 +215,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> dict[str, Any]:
-    """Return the whole configuration of the training, without pruning methods and progress bars.
+def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the whole configuration of the training, and the arguments of its `PruningReport`.
+
+    It is without that, without pruning methods, and without progress bars.
 
     A mistake in it, or in the arguments of a method, ends the program as in ``lightning-prune fit``.
     """
@@ -230,9 +239,11 @@ def _resolve(paths: list[str], overrides: list[str], methods: list[Method]) -> d
         )
     callbacks = trainer["callbacks"] or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    left_out = (lightning_prune.PruningCallback, ProgressBar)
-    trainer["callbacks"] = [c for c in callbacks if not issubclass(pkgutil.resolve_name(c["class_path"]), left_out)]
+    classes = [pkgutil.resolve_name(callback["class_path"]) for callback in callbacks]
+    left_out = (lightning_prune.PruningCallback, ProgressBar, PruningReport)
+    trainer["callbacks"] = [c for c, of in zip(callbacks, classes, strict=True) if not issubclass(of, left_out)]
+    reports = [c["init_args"] for c, of in zip(callbacks, classes, strict=True) if issubclass(of, PruningReport)]
     trainer["enable_progress_bar"] = False
     for key in ("seed_everything", "config"):
         config.pop(key, None)
-    return config
+    return config, {key: value for key, value in (reports[-1] if reports else {}).items() if key != "path"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 from lightning_prune.compare import plots, report
 from lightning_prune.compare.control import control_epochs, control_label
 from lightning_prune.compare.methods import FULL
+from lightning_prune.compare.page import write_page
 from lightning_prune.compare.report import Row
 from lightning_prune.compare.verdict import Verdict, default_margin, judge
 from lightning_prune.core.export import atomic_write
@@ -162,10 +163,10 @@ class Result:
         ])  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write results.csv, results.md and the pictures; return the paths.
+        """Write results.csv, results.md, a page of the methods side by side, and the pictures; return the paths.
 
         Raises:
-            ModuleNotFoundError: If matplotlib is not installed; the two files are written then.
+            ModuleNotFoundError: If matplotlib is not installed; all but the pictures are written then.
         """
         written = [folder / "results.csv", folder / "results.md"]
         report.write_csv(self.runs, self.failed, self.metric, written[0])
@@ -175,6 +176,7 @@ class Result:
             parts.append("".join(f"- `{name}`: {reason}\n" for name, reason in self.failed.items()))
         with atomic_write(written[1]) as file:
             file.write("\n".join(parts).encode())
+        written += write_page(self.runs, folder)
         pictures = {"verdicts.png": self.plot()}
         pictures |= plots.pictures(self.rows, self.runs, self.metric, lower=self.lower)
         return written + [plots.save(figure, folder / name) for name, figure in pictures.items()]

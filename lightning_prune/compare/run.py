@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_prune.cli import PruneCLI
 from lightning_prune.compare.control import FewerEpochs
+from lightning_prune.compare.page import make_report, record_of
 from lightning_prune.core.export import atomic_write
 from lightning_prune.trainer.registry import ScoreRegistry
 
@@ -146,7 +147,8 @@ def make_run(spec: dict[str, Any], fit: Fit) -> None:
     """Make a run, and write what came out: the spec, and beside it what `Stopwatch.outcome` or a probe found.
 
     Args:
-        spec: Its keys: ``folder`` and ``result`` (paths), ``epochs`` (fewer than the training's, or None), ``probe``.
+        spec: Its keys: ``folder`` and ``result`` (paths), ``epochs`` (fewer than the training's, or None), ``probe``,
+            and ``report``, arguments of the `PruningReport` by which it leaves a record (None: it leaves none).
         fit: Trains.
     """
     if spec["probe"]:
@@ -156,9 +158,10 @@ def make_run(spec: dict[str, Any], fit: Fit) -> None:
     else:
         watch = Stopwatch(Path(spec["folder"]) / "epoch")
         shorter = [FewerEpochs(spec["epochs"])] if spec["epochs"] else []
-        trainer = fit([watch, *shorter])
+        reports = make_report(spec)
+        trainer = fit([watch, *shorter, *reports])
         full_steps = trainer.global_step * spec["max_epochs"] // spec["epochs"] if shorter else None
-        found = watch.outcome(trainer, full_steps)
+        found = watch.outcome(trainer, full_steps) | record_of(spec, reports)
     if trainer.interrupted:
         raise SystemExit("Error: interrupted")
     if trainer.is_global_zero:

@@ -91,6 +91,8 @@ class PruningReport(TrainerCallback):
         """What is kept of each epoch."""
         self.record: RunRecord | None = None
         """The run's record, once it has been written; on rank 0."""
+        self.record_path: Path | None = None
+        """Where it has been written."""
         self._class_kept = torch.zeros(0, 0, dtype=torch.int32)
         self._curve: list[list[float]] = []
         self._labels: Labels | None = None
@@ -137,7 +139,7 @@ class PruningReport(TrainerCallback):
 
     def _start(self) -> None:
         self.history.start(0, "cpu")
-        self.epochs, self._curve, self.record = [], [], None
+        self.epochs, self._curve, self.record, self.record_path = [], [], None, None
         self._class_kept = torch.zeros(0, 0, dtype=torch.int32)
         self._seconds = 0.0
 
@@ -194,7 +196,7 @@ class PruningReport(TrainerCallback):
             return
         record = self._make_record(trainer, registry, log_dir if trainer.loggers else None)
         path = Path(log_dir) / FILE_NAME if trainer.loggers and log_dir else self.path.with_suffix(".npz")
-        self.record = record
+        self.record, self.record_path = record, path
         record.save(path)
         summary = summarize([record])
         with atomic_write(self.path) as file:

@@ -265,7 +265,7 @@ def differences(counts: Sequence[int]) -> Spec:
     """Return how many samples the runs trained how differently."""
     width = 100 / len(counts)
     rows = [{"difference": f"{i * width:.0f}-{(i + 1) * width:.0f} %", "samples": n} for i, n in enumerate(counts)]
-    title = "difference in the share of epochs that trained a sample"
+    title = "difference in share of epochs"
     chart = (
         alt.Chart(_data(rows))
         .mark_bar(width={"band": 0.85}, cornerRadiusEnd=2, color=_ACCENT)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightning_prune import RandomPruning
+from lightning_prune import PruningReport, RandomPruning
 from lightning_prune.compare import compare_methods
 from tests.compare.methods import Keeping
 from tests.helpers import Model, make_dataset, make_loader
@@ -68,6 +68,8 @@ def test_result(result):
 
 def test_runs_are_those_of_the_seed_and_are_kept(tmp_path):
     def again(**kwargs):
+        reporting = {"logger": False, "callbacks": [PruningReport(tmp_path / "mine.md", images=str)]}
+        kwargs["trainer"] = reporting | kwargs.get("trainer", {})
         mine = {"mine": {"class_path": "RandomPruning", "init_args": {"prune_ratio": 0.3}}}
         settings = {"seeds": 1, "max_epochs": 2, "metric": "val_loss", "output": tmp_path / "out", **kwargs}
         return compare_methods(make_model, make_data, [mine], **settings)
@@ -76,6 +78,10 @@ def test_runs_are_those_of_the_seed_and_are_kept(tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/runs/*/result.json")}
     assert len(stamps) == 2
     assert (tmp_path / "out" / "results.md").exists()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mine" in page
+    assert '"texts":{"' in page  # of the report among the callbacks
+    assert not (tmp_path / "mine.md").exists()
     assert [row.values for row in again().rows] == [row.values for row in first.rows]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     with pytest.raises(ValueError, match="is of another one: trainer.gradient_clip_val is None there"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.compare import command
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parent.parent.parent
+REPORT = {"class_path": "PruningReport", "init_args": {"path": "mine.md", "metric": "val_loss"}}
 BASE = {
     "trainer": {
         "max_epochs": 3,
@@ -27,7 +29,7 @@ BASE = {
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "callbacks": [{"class_path": "InfoBatch"}, {"class_path": "TQDMProgressBar"}],
+        "callbacks": [{"class_path": "InfoBatch"}, {"class_path": "TQDMProgressBar"}, REPORT],
     },
     "model": {"class_path": "examples.digits.task.DigitsModel", "init_args": {"width": 2}},
     "data": {"class_path": "examples.digits.task.DigitsData", "init_args": {"batch_size": 120}},
@@ -182,6 +184,16 @@ def test_results_crashes_and_more_runs_later(capsys):
     assert [line["status"] == "finished" for line in lines].count(True) == 5
     assert "| crash" in Path("out/results.md").read_text()
     assert all(Path("out", name).stat().st_size > 10_000 for name in ("verdicts.png", "metric_vs_saved.png"))
+    assert "out/report.html" in said.out
+    page = Path("out/report.html").read_text()
+    data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    assert [run["name"] for run in data["runs"]] == ["OrderDP at 0.5", "RandomPruning at 0.5", "OrderDP (0.6, 0.5)"]
+    assert "3 runs side by side" in page
+    assert len(data["comparison"]["ids"]) == 24
+    assert page.count("<td>val_loss ") == 3  # as the base config's report says
+    records = {name for name, result in done.items() if "record" in result}
+    assert records == {"OrderDP-0.5-seed-0", "OrderDP-(0.6,-0.5)-seed-0", "RandomPruning-0.5-seed-0"}
+    assert not Path("mine.md").exists()  # every run would write it
     saved = yaml.safe_load(Path("out/config.yaml").read_text())
     assert saved["trainer"]["callbacks"] == []  # a method of the base config is not part of the comparison
     assert nobody_is_left()

@@ -17,6 +17,7 @@ from lightning_prune import (
     AlignPrune,
     BatchLossScore,
     InfoBatch,
+    LabelIssues,
     OrderDP,
     PruningReport,
     RandomPruning,
@@ -41,15 +42,18 @@ def said(caplog):
 def test_three_lines(said, tmp_path):
     report = PruningReport(tmp_path / "report.md")
     registry = ScoreRegistry(save_to=tmp_path / "samples.npz")
-    trainer = make_trainer(Keep(1.0, 0.5), report, registry)
+    labels = LabelIssues(save_to=tmp_path / "labels.csv")
+    trainer = make_trainer(Keep(1.0, 0.5), report, labels, registry)
     trainer.fit(Model(), make_loader())
     method, saved, see = said()
     assert method == "Keep(1.0, 0.5)"
     assert re.fullmatch(r"Saved 25\.0 % of the sample-steps \(40 of 160\), about \S+ s of \S+ s of training\.", saved)
     assert see == (
-        f"See report '{tmp_path}/report.md', its record '{tmp_path}/report.npz', "
+        f"See report '{tmp_path}/report.md', its record '{tmp_path}/report.npz', table of labels "
+        f"'{tmp_path}/labels.csv', of which about {labels.num_issues} are wrong, "
         f"per-sample table '{tmp_path}/samples.npz'."
     )
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 40
     with np.load(tmp_path / "samples.npz") as table:
         assert sorted(table.files) == ["counts", "indices", "losses"]
         assert table["counts"].sum() == 120
