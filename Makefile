@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo docs lint types test test-min docs-tables soak bench dist clean
+.PHONY: setup browser demo docs lint types test test-min docs-tables soak bench dist clean
 
 setup: $(VENV)/.done
 
@@ -29,8 +29,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# A headless Chromium for tests/report, where there is none; those tests are skipped where it cannot be had.
+browser: setup
+	$(BIN)/python -m examples.browser
+
 # Lint, types, doctests (collected from the package by pytest) and the test suite.
-test: lint types
+test: lint types browser
 	$(BIN)/python -m pytest -n 2 --dist loadscope -q
 
 # The same suite on the lowest versions that are supported and install here.

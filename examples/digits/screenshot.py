@@ -1,18 +1,18 @@
 """Take the README's picture of a report: ``make demo``, then ``python -m examples.digits.screenshot``.
 
-Needs Playwright (extra ``dev``) and Chromium.
+Needs Playwright (extra ``dev``) and Chromium (``make browser``).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
-import shutil
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from examples.browser import find
 
 WIDTH, HEIGHT, GALLERY, GAP = 1160, 1226, 446, 18
 
@@ -22,9 +22,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("demo_report.html"))
     parser.add_argument("--output", type=Path, default=Path("docs/images/report.png"))
     args = parser.parse_args()
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         page.goto(args.page.resolve().as_uri())
         page.wait_for_function("window.report && window.report.ready")

@@ -1,27 +1,26 @@
 """The page in a real browser: no request leaves, no script fails, and what one can touch does what it says.
 
-Needs Playwright, and Chromium where Debian's package puts it, or where ``CHROMIUM`` says.
+Needs Playwright and Chromium, see `examples.browser`.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
 
+from examples import browser as chromium
 from lightning_prune.report import render, summarize
 from lightning_prune.report.images import Looks
 from lightning_prune.report.summary import to_be_seen
 from tests.report.conftest import made_record
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = chromium.find()
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `apt-get install chromium`, or name it by CHROMIUM"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `make browser`, or name it by CHROMIUM"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
