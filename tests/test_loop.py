@@ -167,8 +167,6 @@ def test_a_state_is_plain_and_of_its_run(tmp_path):
     assert pruner.registry.epoch == EPOCHS
     with pytest.raises(StateMismatchError, match=r"dataset of 40 samples.*but got 39"):
         in_a_loop(InfoBatch(), state=state, loader=make_loader(39))
-    with pytest.raises(StateMismatchError, match=r"Expected 4 samples per step.*but got 8"):
-        in_a_loop(InfoBatch(), state=state, loader=make_loader(batch_size=8))
     with pytest.raises(StateMismatchError, match="Expected to derive the selection of epoch 1 again"):
         in_a_loop(RandomPruning(0.5), state=state)
     with pytest.warns(UserWarning, match=r"belongs to the dataset \['TensorDataset', None\]"):

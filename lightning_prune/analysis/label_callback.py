@@ -331,6 +331,8 @@ class LabelIssues(TrainerCallback):
         if state["rows"] and self._rank == 0 and self._registry is not None:  # rank 0 brings all ranks' rows
             device = self._registry.losses.device
             self._rows = [{name: values.to(device) for name, values in state["rows"].items()}]
+        if state["rows"]:  # which may be of another number of processes
+            self._position = -(-(int(state["rows"]["place"].max()) + 1) // self._world_size)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Expect nothing more of other ranks, which may be gone."""

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.begun import Begun, begun_part
 from lightning_prune.core.checks import StateMismatchError
+from lightning_prune.core.epoch import RunningEpoch
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import collect_rng_state
 from lightning_prune.core.stream import Running
@@ -61,6 +63,7 @@ def pack(table: SampleTable, running: Running | None, ranks: list[dict[str, Any]
         "world_size": running.plan.world_size,
         "plan": running.digest,
         "full_batches": full_batches,
+        **running.shared_state(full_batches),
     }
     if table.selects_all and running.plan.weights is None:
         # the selection need not be derived again from the losses that the epoch's log replaces
@@ -100,27 +103,49 @@ def without_method(state: dict[str, Any], method: str | None) -> dict[str, Any]:
     return {**state, "columns": table_columns(state.get("columns", {})), "state": {}}
 
 
+def begun_elsewhere(state: dict[str, Any], running: Running) -> Begun | None:
+    """Return what of the open epoch is trained, where its rest is to be shared anew; None: it goes on as it was.
+
+    Args:
+        state: A run's state with an open epoch.
+        running: That epoch, derived anew, by as many processes and with batches as large as there are now.
+
+    Raises:
+        StateMismatchError: If these are others than when the state was saved, and the rest cannot be shared anew.
+    """
+    epoch, plan = state["epoch"], running.plan
+    before = (state.get("world_size", plan.world_size), state["step_size"])
+    now = (plan.world_size, running.step_size)
+    if before == now and state.get("begun") is None:
+        return None
+    if (why := _why_not_shared_anew(state, running)) is not None:
+        raise StateMismatchError(
+            f"Expected {before[0]} process(es) with {before[1]} samples per step in all (batch size times devices), as "
+            f"when the checkpoint was written in the middle of epoch {epoch}, but got {now[0]} with {now[1]}: {why}. "
+            "Resume as the run was, or from a checkpoint of an epoch's end."
+        )
+    check_same_epoch(state, running)
+    return begun_part(state, plan)
+
+
+def _why_not_shared_anew(state: dict[str, Any], running: Running) -> str | None:
+    if not isinstance(running, RunningEpoch):
+        return "each process has read a part of a stream"
+    if not running.batch_sampler.is_alone:
+        return "there are several train loaders, which go on as they were"
+    return None if "steps" in state else "an older version did not note which part of the epoch that was"
+
+
 def check_same_epoch(state: dict[str, Any], running: Running) -> None:
     """Raise StateMismatchError unless ``running``, derived anew, is the epoch that was open when this was saved."""
-    epoch, world_size = state["epoch"], running.plan.world_size
-    if (before := state.get("world_size", world_size)) != world_size:
-        raise StateMismatchError(
-            f"Expected {before} processes, as when the checkpoint was written in the middle of epoch {epoch}, but got "
-            f"{world_size}: each has a part of that epoch. Resume with {before}, or from a checkpoint of an epoch's "
-            "end."
-        )
-    if state["step_size"] != running.step_size:
-        raise StateMismatchError(
-            f"Expected {state['step_size']} samples per step (batch size times devices), as when the checkpoint "
-            f"was written in the middle of epoch {epoch}, but got {running.step_size}. Resume with "
-            "the same batch size and number of devices, or from a checkpoint of an epoch's end."
-        )
+    epoch = state["epoch"]
     rows = {len(part["log"]) for part in state["ranks"] if part["log"] is not None}
     if state.get("plan") != running.digest or rows - {len(running.log)}:
         raise StateMismatchError(
             f"Expected to derive the selection of epoch {epoch} again, in whose middle the checkpoint was "
-            "written, but got another one: the method, its arguments, or the version of lightning-prune or torch "
-            "is not the same. Resume as the run was started, or from a checkpoint of an epoch's end."
+            "written, but got another one: the method, its arguments, a sampler or batch sampler of yours, or the "
+            "version of lightning-prune or torch is not the same. Resume as the run was started, or from a checkpoint "
+            "of an epoch's end."
         )
 
 
@@ -131,11 +156,14 @@ def unpack_open(state: dict[str, Any], table: SampleTable, running: Running, ran
         StateMismatchError: If ``running`` is not the epoch that was open when the state was saved.
     """
     check_same_epoch(state, running)
+    shared_anew = isinstance(running, RunningEpoch) and running.begun is not None
     if selects_all(state):  # the state holds the losses of the samples that are not in the epoch's log
-        known, losses = (values.to(table.losses.device) for values in running.recorded(state["ranks"]))
+        ranks = [] if shared_anew else state["ranks"]
+        known, losses = (values.to(table.losses.device) for values in running.recorded(ranks))
         rest = ids_of(~Selection(known).mask(table.num_samples))
         table.losses.index_copy_(0, known, losses).index_copy_(0, rest, state["losses"].to(losses.device))
-    running.continue_from(state["batches_done"], state.get("num_dropped", 0), part_of(state, rank))
+    if not shared_anew:
+        running.continue_from(state["batches_done"], state.get("num_dropped", 0), part_of(state, rank))
 
 
 def part_of(state: dict[str, Any], rank: int) -> dict[str, Any]:

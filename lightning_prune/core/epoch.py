@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.begun import Begun, joined, pack_steps
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.sampler import EvenCuts, PlanBatchSampler
@@ -105,8 +106,10 @@ class RunningEpoch:
         record_names: Names of the per-sample values recorded beside the loss.
         device: Where the log and the weights live.
         weighs: Hand steps weights of 1 where the selection has none, so that a compiled step meets one kind of input.
+        begun: What of the epoch is trained already, where the rest of the plan is shared anew.
 
     Attributes:
+        rest: What is left of the plan, which is what the log is of; else the plan.
         batch_length: Number of samples that the sampler drew for the running step.
         step_length: Number of samples that the running step trains.
     """
@@ -121,27 +124,28 @@ class RunningEpoch:
         device: torch.device,
         *,
         weighs: bool = False,
+        begun: Begun | None = None,
     ) -> None:
         self.batch_sampler = batch_sampler
         self.record_names = record_names
         self.device = device
-        self.batches_done = 0
-        self.num_dropped = 0
+        self.batches_done = 0 if begun is None else len(begun.steps)
+        self.num_dropped, self._dropped_before = divmod(0 if begun is None else begun.dropped, plan.world_size)
         self.rank = batch_sampler.sampler.rank
         self.plan = plan
-        batch_sampler.set_plan(plan)
-        self.cuts = batch_sampler.cuts_of(plan)
-        self.log = torch.full(
-            (1 + len(record_names), self.plan.shard_size + 1), ABSENT, dtype=torch.float32, device=device
-        )
+        self.begun = begun
+        self.rest = rest = plan if begun is None else plan.after(begun.positions, len(begun.steps))
+        batch_sampler.set_plan(rest)
+        self.cuts = batch_sampler.cuts_of(rest)
+        self.log = torch.full((1 + len(record_names), rest.shard_size + 1), ABSENT, dtype=torch.float32, device=device)
         self._rows = list(self.log)
         self._num_batches = len(self.cuts)
         self._cut: int | None = None
         self._log_views: list[tuple[Tensor, ...]] = []
         self._weight_views: tuple[Tensor, ...] = ()
         self._targets: list[Tensor] | None = None
-        weights = self.plan.weights
-        self.weights = None if weights is None else self.plan.shard(weights, self.rank).to(device, non_blocking=True)
+        weights = rest.weights
+        self.weights = None if weights is None else rest.shard(weights, self.rank).to(device, non_blocking=True)
         plain = weighs and weights is None
         self._ones = torch.ones(self.cuts.longest, dtype=torch.float32, device=device) if plain else None
         self._slots: slice | Tensor = slice(0, 0)
@@ -151,7 +155,7 @@ class RunningEpoch:
     @cached_property
     def shard(self) -> Tensor:
         """Sample ids ``(shard_size,)``, int64, of this rank, on the device."""
-        return self.plan.shard(self.plan.order, self.rank).to(self.device).long()
+        return self.rest.shard(self.rest.order, self.rank).to(self.device).long()
 
     @cached_property
     def digest(self) -> str:
@@ -164,7 +168,7 @@ class RunningEpoch:
     @cached_property
     def slot_of(self) -> Tensor:
         """Slot of the log ``(n,)`` by sample id, for batches that are not slices of the plan."""
-        slots = torch.full((self.batch_sampler.sampler.total,), self.plan.shard_size, device=self.device)
+        slots = torch.full((self.batch_sampler.sampler.total,), self.rest.shard_size, device=self.device)
         slots[self.shard] = torch.arange(len(self.shard), device=self.device)
         return slots
 
@@ -278,21 +282,27 @@ class RunningEpoch:
     @property
     def step_size(self) -> int:
         """Positions of the plan that the ranks together train in one step; on average, if batches differ in size."""
-        size = self.batch_sampler.batch_size or math.ceil(self.plan.shard_size / max(1, self._num_batches))
+        own_batches = max(1, self._num_batches - self.rest.first_batch)
+        size = self.batch_sampler.batch_size or math.ceil(self.rest.shard_size / own_batches)
         return int(size) * self.plan.world_size
 
     @cached_property
     def step_lengths(self) -> Tensor | None:
         """Positions ``(s,)`` of the plan that the ranks together train in each step; None: ``step_size`` in each."""
-        world_size, lengths = self.plan.world_size, self.plan.lengths
-        if lengths is not None:
+        world_size, lengths, begun = self.plan.world_size, self.rest.lengths, self.begun
+        none = torch.zeros(1, dtype=torch.int64)
+        if len(self.rest.order) == 0:
+            ends = none[:0]
+        elif lengths is not None:
             ends = lengths.cumsum(0)[[*range(world_size - 1, len(lengths) - 1, world_size), -1]]
-        elif isinstance(self.cuts, EvenCuts) and self.cuts.moves:
-            ends = torch.tensor([self.cuts.start(batch + 1) for batch in range(self._num_batches)]) * world_size
-            ends.clamp_(max=len(self.plan.order))
+        elif begun is not None or (isinstance(self.cuts, EvenCuts) and self.cuts.moves):
+            own = range(self.rest.first_batch, self._num_batches)
+            ends = torch.tensor([self.cuts.start(batch + 1) for batch in own], dtype=torch.int64) * world_size
+            ends.clamp_(max=len(self.rest.order))
         else:
             return None
-        return ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        steps = ends.diff(prepend=none)
+        return steps if begun is None else torch.cat([begun.steps, steps])
 
     def positions_in(self, batches: int) -> int:
         """Return how many positions of the plan the first ``batches`` batches of each rank train, over all ranks.
@@ -326,6 +336,8 @@ class RunningEpoch:
             full_batches: Batches that an epoch of all samples has; infinite if it ends with the run only.
             num_batches: Batches that the running epoch is to have, likewise.
         """
+        if self.begun is not None:
+            return round(self.begun.full * self.positions_done / max(1, self.positions_in(int(num_batches))))
         full = self.full_positions(self.batches_done if num_batches == math.inf else int(full_batches))
         if self.batches_done < num_batches < math.inf:  # `max_steps`: what was not reached is not saved
             full = round(full * self.batches_done / num_batches)
@@ -349,13 +361,18 @@ class RunningEpoch:
     @property
     def positions_trained(self) -> int:
         """Positions of the plan trained so far, over all ranks: those visited and not left out of their batch."""
-        return self.positions_done - self.num_dropped * self.plan.world_size
+        return self.positions_done - self._dropped
+
+    @property
+    def _dropped(self) -> int:
+        """Samples that were left out of their batches so far, over all ranks."""
+        return self.num_dropped * self.plan.world_size + self._dropped_before
 
     @property
     def kept_fraction(self) -> float:
         """Share of a full epoch's positions that is in the plan, and was not left out of its batch."""
         full = self.plan.full_length or self.batch_sampler.sampler.total
-        trained = self.positions_trained / self.positions_done if self.num_dropped else 1.0
+        trained = self.positions_trained / self.positions_done if self._dropped else 1.0
         return len(self.plan.order) / full * trained
 
     def collect(self) -> EpochRecord:
@@ -365,7 +382,7 @@ class RunningEpoch:
         if self.plan.world_size > 1:
             logs = torch.empty(self.plan.world_size, *log.shape, dtype=torch.float32, device=self.device)
             torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
-        values, indices = self.plan.unshard(logs), self.plan.order.to(self.device).long()
+        values, indices = self._whole(self.rest.unshard(logs)), self.plan.order.to(self.device).long()
         present = None
         if self.plan.may_repeat:
             present = values[0] != ABSENT
@@ -377,19 +394,24 @@ class RunningEpoch:
         extra = dict(zip(self.record_names, values[1:], strict=True))
         return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths)
 
+    def _whole(self, values: Tensor) -> Tensor:
+        """Return what is recorded of the whole plan ``(1 + names, k)``, given ``values`` of the rest of it."""
+        return values if self.begun is None else self.begun.with_rest(values, len(self.plan.order))
+
     def log_state(self) -> Tensor:
         """Return what this rank has logged so far ``(1 + len(record_names), done)``, for a checkpoint."""
-        done = self.plan.shard_size
+        done = self.rest.shard_size
         if "slot_of" not in self.__dict__ and self.batches_done < self._num_batches:
             done = self.cuts.start(self.batches_done)
         return self.log[:, :done].cpu().clone()
 
     def recorded(self, ranks: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Return ids and losses ``(m,)``, on the CPU, that are in the ranks' logs: each ``"log"`` of a `log_state`."""
-        logs = torch.full((self.plan.world_size, self.plan.shard_size), ABSENT, dtype=torch.float32)
-        for row, local in zip(logs, ranks, strict=False):  # after an exception in a DDP run there is only one
-            row[: local["log"].shape[1]] = local["log"][0]
-        losses = self.plan.unshard(logs)
+        """Return ids and losses ``(m,)``, on the CPU, that are in the ranks' logs: each ``"log"`` of a `log_state`.
+
+        Those that an epoch had when it was begun elsewhere are among them.
+        """
+        logs = [local["log"][:1] for local in ranks] or [torch.empty(1, 0)]
+        losses = self._whole(joined(self.rest, logs))[0]
         present = losses != ABSENT
         if self.plan.may_repeat:
             present &= last_visits(self.plan.order, present)
@@ -415,6 +437,27 @@ class RunningEpoch:
     def local_state(self) -> dict[str, Any]:
         """Return what only this rank knows of the epoch, for a checkpoint."""
         return {"log": self.log_state()}
+
+    def shared_state(self, full_batches: int | float) -> dict[str, Any]:
+        """Return what every rank knows of the epoch, by which its rest can be shared anew.
+
+        Args:
+            full_batches: Batches that an epoch of all samples has; infinite if it ends with the run only.
+        """
+        if (
+            full_batches == math.inf or self.batches_done > self._num_batches
+        ):  # several loaders, which go on as they were
+            return {}
+        begun, lengths = self.begun, self.step_lengths
+        if lengths is None:
+            whole, last = divmod(self.positions_done, self.step_size)
+            lengths = torch.tensor([self.step_size] * whole + [last] * (last > 0), dtype=torch.int64)
+        full = self.full_positions(int(full_batches)) if begun is None else begun.full
+        before = None
+        if begun is not None:
+            before = {"positions": begun.positions, "batches": len(begun.steps), "log": begun.log}
+        steps = pack_steps(lengths[: self.batches_done])
+        return {"steps": steps, "dropped": self._dropped, "full": full, "begun": before}
 
     def continue_from(self, batches_done: int, num_dropped: int, local: dict[str, Any]) -> None:
         """Go on after ``batches_done`` batches; ``local`` has what :meth:`local_state` returned then, on this rank."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import final
 
@@ -172,6 +172,7 @@ class EpochPlan:
         full_batches: Batches that it would have, with ``lengths``.
         selection: What was selected, where that is not what the order holds: a user's sampler may leave out samples and
             repeat others.
+        first_batch: Batches of each rank before the order's first: those of an epoch that was begun otherwise.
     """
 
     epoch: int
@@ -182,6 +183,7 @@ class EpochPlan:
     full_length: int | None = None
     full_batches: int = 0
     selection: Selection | None = None
+    first_batch: int = 0
 
     @classmethod
     def make(
@@ -240,6 +242,12 @@ class EpochPlan:
         order = order.to(torch.int32 if num_samples <= 2**31 else torch.int64)
         return cls(epoch, order, weights, world_size, lengths, len(drawn), full_batches, selection)
 
+    def after(self, positions: int, batches: int) -> EpochPlan:
+        """Return what is left of the order after ``positions``, trained in ``batches`` batches of each rank."""
+        weights = None if self.weights is None else self.weights[positions:]
+        lengths = None if self.lengths is None else self.lengths[self.lengths.cumsum(0) > positions]
+        return replace(self, order=self.order[positions:], weights=weights, lengths=lengths, first_batch=batches)
+
     @property
     def may_repeat(self) -> bool:
         """Whether an id may be in the order more than once."""
@@ -274,7 +282,7 @@ class EpochPlan:
 
     def shard(self, values: Tensor, rank: int) -> Tensor:
         """Return the part of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits, padding included."""
-        if self.world_size == 1:
+        if self.world_size == 1 or len(values) == 0:
             return values
         if self.lengths is not None:
             return values.index_select(0, self._positions(rank)[0].to(values.device))

@@ -153,11 +153,12 @@ class EvenCuts(Cuts):
         full: Samples of the shard of a full epoch.
         drop_last: Leave out a last batch that is shorter; but a small selection that is shorter as a whole is one
             batch, since an epoch without any would end the fit.
+        begun: Whether there were batches before these.
     """
 
-    def __init__(self, num: int, size: int, *, full: int, drop_last: bool) -> None:
+    def __init__(self, num: int, size: int, *, full: int, drop_last: bool, begun: bool = False) -> None:
         whole, rest = divmod(num, size)
-        drops = drop_last and (whole > 0 or full < size)
+        drops = drop_last and (whole > 0 or full < size or begun)
         self.size = size
         self.num = whole + bool(rest and not drops)
         self.end = min(self.num * size, num)
@@ -198,12 +199,38 @@ class ListedCuts(Cuts):
 
     def start(self, batch: int) -> int:
         """Return the position of a batch's first sample."""
-        return int(self.ends[min(batch, len(self.ends)) - 1]) if batch > 0 else 0
+        return int(self.ends[min(batch, len(self.ends)) - 1]) if batch > 0 and self.ends else 0
 
     @property
     def longest(self) -> int:
         """Length of the longest batch."""
-        return int(self.lengths.max())
+        return int(self.lengths.max()) if self.ends else 0
+
+
+@final
+class LaterCuts(Cuts):
+    """Batches of a shard that come after some that were trained already, and have no samples here.
+
+    Args:
+        cuts: The batches of the shard.
+        first: Number of the first of them.
+    """
+
+    def __init__(self, cuts: Cuts, first: int) -> None:
+        self.cuts = cuts
+        self.first = first
+
+    def __len__(self) -> int:
+        return self.first + len(self.cuts)
+
+    def start(self, batch: int) -> int:
+        """Return the position of a batch's first sample."""
+        return self.cuts.start(max(0, batch - self.first))
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest batch."""
+        return self.cuts.longest
 
 
 @final
@@ -226,6 +253,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         handed_out: Batches of the plan that were handed out so far, to a chunk's accuracy.
         begins_again: Whether the batches come again in an epoch that goes on after the last one; else there are none
             for the steps that are left.
+        is_alone: Whether an epoch ends with these batches, and not with those of another loader.
         loader_name: Class of the user's loader, for messages.
     """
 
@@ -245,7 +273,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         self.original = original
         self.skip = 0
         self.handed_out = 0
-        self.begins_again = True
+        self.begins_again = self.is_alone = True
         self.loader_name = "DataLoader"
         self._full_batches: int | None = None
         self._cuts: tuple[EpochPlan, Cuts] | None = None
@@ -305,16 +333,18 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
     def cuts_of(self, plan: EpochPlan) -> Cuts:
         """Return how this rank's shard of a plan is cut into batches."""
         if self._cuts is None or self._cuts[0] is not plan:
-            cuts = (
-                self._evenly(plan.shard_size)
+            first = plan.first_batch
+            cuts: Cuts = (
+                self._evenly(plan.shard_size, begun=first > 0)
                 if plan.lengths is None
                 else ListedCuts(plan.lengths_of(self.sampler.rank))
             )
-            self._cuts = (plan, cuts)
+            self._cuts = (plan, LaterCuts(cuts, first) if first else cuts)
         return self._cuts[1]
 
-    def _evenly(self, num: int) -> EvenCuts:
-        return EvenCuts(num, self.batch_size or 1, full=self.sampler.full_length, drop_last=self.drop_last)
+    def _evenly(self, num: int, *, begun: bool = False) -> EvenCuts:
+        full = self.sampler.full_length
+        return EvenCuts(num, self.batch_size or 1, full=full, drop_last=self.drop_last, begun=begun)
 
     @property
     def full_length(self) -> int:
@@ -341,7 +371,7 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         plan = self.sampler.plan
         plan = self.make_plan(Selection.all(self.sampler.total), 0) if plan is None else plan
         ids, cuts = plan.shard(plan.order, self.sampler.rank), self.cuts_of(plan)
-        first, self.skip = self.skip, 0  # here, since torch calls `__iter__` more than once
+        first, self.skip = max(self.skip, plan.first_batch), 0  # here, since torch calls `__iter__` more than once
         if self._handed is not plan:
             self._handed, self.handed_out = plan, 0
         if isinstance(cuts, EvenCuts):

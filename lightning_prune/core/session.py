@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core import checkpoint
+from lightning_prune.core.begun import Begun
 from lightning_prune.core.checks import StateMismatchError, warn_on_first_rank
 from lightning_prune.core.epoch import EpochRecord, RunningEpoch, check_same_on_all_ranks
 from lightning_prune.core.method import Method
-from lightning_prune.core.plan import Selection
+from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 from lightning_prune.core.shape import EpochShape
@@ -169,16 +170,21 @@ class Session:
         return self._plan()
 
     def _plan(self, selection: Selection | None = None) -> Running:
-        table, method, batches = self.table, self.method, self.batches
+        table, batches = self.table, self.batches
         selection = self._select() if selection is None else selection
         table.take_selection(selection)
         table.plan = batches.make_plan(selection, table.epoch)
         del selection  # 12 bytes a sample, which the log can have
+        return self._run(table.plan)
+
+    def _run(self, plan: EpochPlan, begun: Begun | None = None) -> Running:
+        """Begin the planned epoch, or the rest of it."""
+        table, method, batches = self.table, self.method, self.batches
         names = () if method is None else method.record_names
         weighs, device = method is not None and method.weighs_losses, table.losses.device
         if isinstance(batches, Stream):
             selected = None if table.selects_all else table.selected
-            self.running = running = batches.start(table.plan, names, selected, device, weighs=weighs)
+            self.running = running = batches.start(plan, names, selected, device, weighs=weighs)
             if running.leaves_out and self.step.first_time("leaves_out"):
                 warn_on_first_rank(
                     "Pruning saves no steps: of this stream, samples that are not selected are still read and trained "
@@ -187,7 +193,7 @@ class Session:
                     self.rank,
                 )
         else:
-            self.running = RunningEpoch(table.plan, batches, names, device, weighs=weighs)
+            self.running = RunningEpoch(plan, batches, names, device, weighs=weighs, begun=begun)
         self.step.running = self.running
         self.num_batches = batches.full_length if isinstance(batches, Stream) else len(batches)
         return self.running
@@ -359,9 +365,13 @@ class Session:
             self.method.setup_columns(self.table)
         self._rng = checkpoint.part_of(state, self.rank)["rng"]
         if state["open"]:
-            self.full_batches = state["full_batches"]
             everything = checkpoint.selects_all(state)
             running = self._plan(Selection.all(num_samples) if everything else None)
+            begun = checkpoint.begun_elsewhere(state, running)
+            if begun is None:
+                self.full_batches = state["full_batches"]
+            else:
+                running = self._run(running.plan, begun)
             checkpoint.unpack_open(state, self.table, running, self.rank)
 
     def rewind(self, state: dict[str, Any]) -> None:

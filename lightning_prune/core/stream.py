@@ -42,6 +42,7 @@ class Stream:
 
     is_drawn = False
     begins_again = False
+    is_alone = False
 
     def __init__(
         self,
@@ -441,6 +442,10 @@ class StreamEpoch:
         rows, dropped, *_ = self._sums
         share = len(self.plan.order) / self.stream.num_samples if self.stream.num_samples else 1.0
         return share * (rows / (rows + dropped) if dropped else 1.0)
+
+    def shared_state(self, full_batches: int | float) -> dict[str, Any]:
+        """Return nothing: where a stream goes on is known to its loader, of each rank."""
+        return {}
 
     def local_state(self) -> dict[str, Any]:
         """Return what only this rank knows of the epoch, for a checkpoint."""

@@ -238,6 +238,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if self._started and self._loader.num_samples != self.num_samples:
             self._grow(trainer, self._loader.num_samples)
         self._loader.batch_sampler.begins_again = private.begins_again(combined)
+        self._loader.batch_sampler.is_alone = len(combined.flattened) == 1
         self._loader.states = private.loader_states(trainer)
         self._fresh_loader = True
         session.draw_from(self._loader.batch_sampler)
@@ -427,6 +428,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
                 self._join(trainer)
             self._restore_rng()
             return
+        if isinstance(running, RunningEpoch) and running.begun is not None:
+            self.session.full_batches = trainer.num_training_batches  # of the new batches
         self._fresh_loader = False
         if trainer.current_epoch == self.epoch:
             self._begun, self._first_epoch = self.epoch, False

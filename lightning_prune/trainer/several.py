@@ -134,6 +134,7 @@ class SeveralLoaders:
                 original, seed=session.seed, rank=trainer.global_rank, world_size=trainer.world_size
             )
             loader.batch_sampler.begins_again = private.begins_again(combined)
+            loader.batch_sampler.is_alone = False
             loader.states = private.loader_states(trainer)
             session.draw_from(loader.batch_sampler)
             session.dataset = [type(original.dataset).__name__, self.dataset_id]

@@ -238,12 +238,10 @@ def test_global_generators_are_restored_once_and_only_when_asked():
     ("change", "match"),
     [
         ({"num_samples": NUM_SAMPLES + 1}, f"dataset of {NUM_SAMPLES} samples.*but got {NUM_SAMPLES + 1}"),
-        ({"batch_size": 5}, r"4 samples per step \(batch size times devices\).*but got 5"),
-        ({"world_size": 2}, "1 processes.*but got 2"),
         ({"method": Hardest(0.4)}, "derive the selection of epoch 2.*but got another one"),
         ({"method": Hardest(seed=5)}, "derive the selection of epoch 2.*but got another one"),
     ],
-    ids=["length", "batch size", "processes", "arguments", "seed"],
+    ids=["length", "arguments", "seed"],
 )
 def test_another_run_is_refused_in_mid_epoch(change, match):
     _, state = interrupted(2, 2)
