@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples.digits.task import DigitsClassifier, DigitsData, DigitsModel
 from examples.experiments.reporting import add_seeds, count, seeds_of, spread
 from examples.experiments.training import quiet, train
-from lightning_prune import AlignPrune, InfoBatch, OrderDP, PruningCallback, RandomPruning
+from lightning_prune import AlignPrune, InfoBatch, OrderDP, PruningCallback, RandomPruning, RePB, SeTa
 from lightning_prune.data import inject_label_noise
 
 
@@ -85,16 +85,24 @@ class Setting(NamedTuple):
     model: Callable[[], L.LightningModule] = NoisyModel
 
 
-def align(window: int = 10, size: int = 0, wrong: float = 0.0, **arguments: Any) -> Make:
-    """Return a maker of AlignPrune on InfoBatch; its reference are ``size`` samples, if any, a share ``wrong`` of them
-    mislabelled.
-    """
+def align(
+    window: int = 10,
+    size: int = 0,
+    wrong: float = 0.0,
+    base: Callable[[], PruningCallback] = InfoBatch,
+    **arguments: Any,
+) -> Make:
+    """Return a maker of AlignPrune; its reference is ``size`` samples, if any, a share ``wrong`` of them mislabelled."""
 
     def make(flipped: Tensor) -> AlignPrune:
         reference = reference_ids(flipped, size, wrong) if size else "self"
-        return AlignPrune(InfoBatch(), reference, window, **arguments)
+        return AlignPrune(base(), reference, window, **arguments)
 
     return make
+
+
+def alone(make: Callable[[], PruningCallback]) -> Make:
+    return lambda flipped: make()
 
 
 def reference_ids(flipped: Tensor, size: int, wrong: float) -> list[int]:
@@ -108,7 +116,7 @@ METHODS: dict[str, Make] = {
     "full data": lambda flipped: None,
     "RandomPruning": lambda flipped: RandomPruning(0.25),
     "OrderDP": lambda flipped: OrderDP(0.866, 0.866),
-    "InfoBatch": lambda flipped: InfoBatch(),
+    "InfoBatch": alone(InfoBatch),
     "AlignPrune": align(),
     "AlignPrune, rescale=False": align(rescale=False),
 }
@@ -120,11 +128,37 @@ NOISES = {
         for rate in (0.2, 0.4, 0.5)
     },
 }
+BASES: dict[str, Callable[[], PruningCallback]] = {
+    "InfoBatch": InfoBatch,
+    "SeTa": SeTa,
+    "RePB": RePB,
+    "OrderDP": partial(OrderDP, 0.866, 0.866),
+}
 BASE = ("InfoBatch",)
 EXPERIMENTS: dict[str, dict[tuple[str, ...], Setting]] = {
     "kinds": {
         (noise, name): Setting(make, kind, rate)
         for (noise, (kind, rate)), (name, make) in product(NOISES.items(), METHODS.items())
+    },
+    "next": {  # the supplement's own "symmetric" noise, A.3: the next class
+        (f"next class {rate:.0%}", name): Setting(make, "symmetric_next", rate)
+        for rate, (name, make) in product((0.2, 0.4, 0.5), METHODS.items())
+    },
+    "bases": {
+        (name,): Setting(make)
+        for base, make_base in BASES.items()
+        for name, make in (
+            (base, alone(make_base)),
+            (f"AlignPrune on {base}", align(base=make_base, rescale=False)),
+        )
+    },
+    "long": {  # the paper's window in a run of its length
+        (name,): Setting(make, rate=0.5, epochs=200)
+        for name, make in (
+            ("InfoBatch", METHODS["InfoBatch"]),
+            ("AlignPrune", align(25)),
+            ("AlignPrune, missing=hold", align(25, missing="hold")),
+        )
     },
     "cnn": {  # which memorises within the first window
         (name,): Setting(METHODS[name], model=partial(DigitsModel, width=16))
