@@ -24,8 +24,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples.digits.task import DigitsClassifier, DigitsData, DigitsModel
 from examples.experiments.reporting import add_seeds, count, seeds_of, spread
 from examples.experiments.training import quiet, train
-from lightning_prune import AlignPrune, InfoBatch, OrderDP, PruningCallback, RandomPruning, RePB, SeTa
+from lightning_prune import (
+    AlignPrune,
+    InfoBatch,
+    OrderDP,
+    PruningCallback,
+    RandomPruning,
+    RePB,
+    ScoreRegistry,
+    Selection,
+    SeTa,
+)
 from lightning_prune.data import inject_label_noise
+from lightning_prune.functional import infobatch
 
 
 @final
@@ -70,6 +81,33 @@ class NoisyModel(DigitsClassifier):
         super().__init__(body, nn.Linear(128, 10), lr=0.05)
 
 
+@final
+class CalibratedInfoBatch(PruningCallback):
+    """InfoBatch with the reference's help, but without alignment (AlignPrune's supplement, B.2.4): pruned is what has a
+    loss further from the mean of the reference's than their deviation. The paper gives no more detail.
+
+    Args:
+        reference: Training samples that are known to be clean.
+        prune_ratio: Share of those out of the region that is left out.
+        anneal_ratio: Share of the run that prunes.
+    """
+
+    weighs_losses = True
+
+    def __init__(self, reference: list[int], prune_ratio: float = 0.5, anneal_ratio: float = 0.875) -> None:
+        super().__init__()
+        self.reference = reference
+        self.prune_ratio = prune_ratio
+        self.anneal_ratio = anneal_ratio
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        if epoch >= self.anneal_ratio * registry.max_epochs:
+            return Selection.all(registry.num_samples)
+        known = registry.losses[torch.tensor(self.reference)]
+        inside = (registry.losses - known.mean()).abs() <= known.std()
+        return infobatch(inside.float(), self.prune_ratio, generator=generator)  # those outside are below the mean
+
+
 Make = Callable[[Tensor], PruningCallback | None]
 """Makes a method, given which labels are wrong ``(n,)``."""
 
@@ -92,7 +130,7 @@ def align(
     base: Callable[[], PruningCallback] = InfoBatch,
     **arguments: Any,
 ) -> Make:
-    """Return a maker of AlignPrune; its reference is ``size`` samples, if any, a share ``wrong`` of them mislabelled."""
+    """Return a maker of AlignPrune; its reference is ``size`` samples, if any, a share ``wrong`` of them wrong."""
 
     def make(flipped: Tensor) -> AlignPrune:
         reference = reference_ids(flipped, size, wrong) if size else "self"
@@ -151,6 +189,11 @@ EXPERIMENTS: dict[str, dict[tuple[str, ...], Setting]] = {
             (base, alone(make_base)),
             (f"AlignPrune on {base}", align(base=make_base, rescale=False)),
         )
+    },
+    "calibrated": {  # by the same 100 clean samples
+        BASE: Setting(METHODS["InfoBatch"]),
+        ("calibrated InfoBatch",): Setting(lambda flipped: CalibratedInfoBatch(reference_ids(flipped, 100, 0.0))),
+        **{(f"AlignPrune, rescale={rescale}",): Setting(align(size=100, rescale=rescale)) for rescale in (True, False)},
     },
     "long": {  # the paper's window in a run of its length
         (name,): Setting(make, rate=0.5, epochs=200)
