@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,10 +25,10 @@ from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.stream import Running
 from lightning_prune.core.table import SampleTable, changed_length
-from lightning_prune.trainer import private, probe, streams
+from lightning_prune.trainer import modules, private, probe, streams
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.clock import Stopwatch
-from lightning_prune.trainer.ending import OTHER_LOSS, closing_lines, idleness, is_made_of, log_arguments, swapped
+from lightning_prune.trainer.ending import OTHER_LOSS, closing_lines, idleness, is_made_of, log_arguments
 from lightning_prune.trainer.mixin import WeightedLossMixin
 from lightning_prune.trainer.schedules import Schedules
 from lightning_prune.trainer.several import LoaderTable, SeveralLoaders
@@ -205,7 +204,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             raise MisconfigurationException(f"Expected one `ScoreRegistry` among the callbacks, but got {registries}.")
         method = methods[0] if methods else None
         private.check_trainer(trainer)
-        _check_module(pl_module, method)
+        modules.check_module(pl_module, method)
         if self.save_to is not None and trainer.is_global_zero:
             check_writable(self.save_to, what="per-sample table")
         self._begin_fit(trainer, pl_module)
@@ -490,7 +489,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if running.plan.weights is not None and not isinstance(self._module, WeightedLossMixin):
             raise MisconfigurationException(
                 f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
-                f"losses, but `{type(self._module).__name__}` has not got it. {_without_mixin(self._module)}"
+                f"losses, but `{type(self._module).__name__}` has not got it. {modules.without_mixin(self._module)}"
             )
         self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
@@ -558,7 +557,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if session.running is None:
             return
         if self._several is not None:
-            self._several.end_step(pl_module, batch_idx, was_skipped=_is_skipped(pl_module, outputs))
+            self._several.end_step(pl_module, batch_idx, was_skipped=modules.is_skipped(pl_module, outputs))
             if self._schedules is not None:
                 self._schedules.after_step(batch_idx)
             return
@@ -566,7 +565,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             if session.method is not None and not isinstance(pl_module, WeightedLossMixin):
                 step.batch_loss = private.batch_loss(trainer, outputs)
                 step.losses = session.method.missing_losses(step)
-            _check_called(pl_module, step, outputs)
+            modules.check_called(pl_module, step, outputs)
         session.end_step(batch_idx)
         if self._schedules is not None:
             self._schedules.after_step(batch_idx)
@@ -743,53 +742,3 @@ def _misconfigured() -> Iterator[None]:
         yield
     except (LoaderError, StateMismatchError) as error:
         raise MisconfigurationException(str(error)) from error
-
-
-def _check_called(pl_module: LightningModule, step: StepRecord, outputs: Any) -> None:
-    """Raise RuntimeError if the training step should have called ``weighted_loss``, but never did."""
-    if step.losses is not None or not isinstance(pl_module, WeightedLossMixin):
-        return  # the method said that it needs no losses
-    if _is_skipped(pl_module, outputs):
-        return
-    raise RuntimeError(
-        "Expected `training_step` to call `self.weighted_loss(losses)`, but it never did. Compute the loss "
-        'with `reduction="none"` and return `self.weighted_loss(losses)`.'
-    )
-
-
-def _is_skipped(pl_module: LightningModule, outputs: Any) -> bool:
-    """Return whether ``training_step`` returned None: the user skips this batch."""
-    return pl_module.automatic_optimization and isinstance(outputs, dict) and outputs.get("loss") is None
-
-
-def _check_module(pl_module: LightningModule, method: Method | None) -> None:
-    """Refuse a module without the mixin, unless the method can do without."""
-    name, bases = type(pl_module).__name__, type(pl_module).__mro__
-    if isinstance(pl_module, WeightedLossMixin):
-        hidden_by = [base.__name__ for base in bases[: bases.index(WeightedLossMixin)]]
-        if "LightningModule" in hidden_by:  # by name: `pytorch_lightning` has one of its own
-            rank_zero_warn(swapped(name))
-        return
-    hook = callable(getattr(pl_module, "per_sample_loss", None))
-    if method is not None and not method.needs_mixin and method.picks_in_batch and not hook:
-        raise MisconfigurationException(
-            f"Expected per-sample losses for {type(method).__name__} to pick by, but `{name}` does not give them. "
-            f"{probe.HOOK_HINT} {_without_mixin(pl_module)}"
-        )
-    if method is None or method.needs_mixin or method.weighs_losses:
-        raise MisconfigurationException(
-            f"Expected a module with `WeightedLossMixin`, but `{name}` has not got it. Write "
-            f"`class {name}(WeightedLossMixin, LightningModule)` and return `self.weighted_loss(losses)` from "
-            f"`training_step`. {_without_mixin(pl_module)}"
-        )
-
-
-def _without_mixin(pl_module: LightningModule | None) -> str:
-    """Return what to say to users who cannot edit their module: the exported methods that say they can do with it."""
-    package = sys.modules[__name__.partition(".")[0]]
-    exported = [getattr(package, name) for name in package.__all__]
-    methods = [one for one in exported if isinstance(one, type) and issubclass(one, Method)]
-    if pl_module is not None and not pl_module.automatic_optimization:  # then its step need not return a loss
-        methods = [one for one in methods if one.missing_losses is Method.missing_losses]
-    written = [f"`{one.for_any_module}`" for one in methods if one.for_any_module is not None]
-    return f"A module that you cannot edit is pruned as it is by {', '.join(written[:-1])} or {written[-1]}."

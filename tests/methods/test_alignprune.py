@@ -277,6 +277,18 @@ def test_mislabelled_samples_are_pruned(base, rescale):
     assert noise[1] < noise[0] - 0.08
 
 
+def test_windows_of_seta_keep_wrong_labels_in_every_second_epoch():
+    """Its window leaves out the least aligned group and the best aligned one by turns."""
+    data, flipped = noisy_data()
+    method = Noting(AlignPrune(BASES["SeTa"](), window=8))
+    make_trainer(method.method, method, max_epochs=20).fit(Noisy(), DataLoader(data, 20, shuffle=True))
+    shares = torch.stack([flipped[kept].float().mean() for kept in method.kept[10:]])
+    without_least, without_best = sorted((float(shares[::2].mean()), float(shares[1::2].mean())))
+    chance = float(flipped.float().mean())
+    assert without_least < chance - 0.05
+    assert without_best > chance + 0.05
+
+
 class Noting(Callback):
     """Notes what each epoch of a method kept."""
 
