@@ -230,6 +230,13 @@ def test_it_prints(visit, folder):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("nav").is_hidden()
     assert len(page.pdf()) > 100_000
+    several = visit("three")
+    several.get_by_role("tab").nth(1).click()
+    several.emulate_media(media="print")
+    assert [panel(several, i).is_visible() for i in range(3)] == [False, True, False]
+    assert panel(several, 1).locator("h2.printed").is_visible()
+    for table in several.locator("#comparison table").all():  # nothing is cut off at the edge of the paper
+        assert table.bounding_box()["width"] <= several.locator("#comparison").bounding_box()["width"]
 
 
 def test_fifty_thousand_samples(visit, folder):
