@@ -3,8 +3,10 @@
 `LabelIssues` sees one run with InfoBatch. cleanlab, the tool made for it, gets out-of-sample probabilities of the same
 network from 5-fold cross-validation on all the data, and scores labels by self-confidence. Each case is appended to
 ``--results``, and is not run again if it is there, so that a run can be stopped and go on. Prints a Markdown table of
-means over the seeds: average precision (AP) and AUROC of the scores, precision at the true number of wrong labels, the
-estimated number over the true one, and CPU seconds. "Mean loss" and "last loss" are those of the same pruned run.
+means over the seeds: average precision (AP) and AUROC of the scores, precision at the true number of wrong labels, and
+CPU seconds. "Mean loss" and "last loss" are those of the same pruned run. A second table has the estimated number of
+wrong labels over the true one, also by two other rules on the run's mean probabilities: how many predict another label
+than the given one, and cleanlab's rule.
 
 ``cifar`` needs ``--data_root DIR`` with CIFAR-10's training images ``train.npy`` (50000, 32, 32, 3), their labels
 ``train_labels.npy``, and CIFAR-10N's ``human_aggre.npy``, ``human_random1.npy``, ``human_worse.npy``.
@@ -37,6 +39,7 @@ from lightning_prune import InfoBatch, LabelIssues, PruningCallback, ScoreRegist
 KINDS = ("symmetric", "pairflip", "asymmetric_cifar10", "asymmetric_cifar10_one_way")
 RATES = (0.05, 0.1, 0.2, 0.4)
 HUMAN = ("aggre", "random1", "worse")
+KNOWN = KINDS + HUMAN
 FOLDS = 5
 
 
@@ -146,9 +149,20 @@ def ours(task: Task, seed: int, method: PruningCallback) -> dict[str, dict[str, 
     wrong = task.given != task.true
     by_id = table["index"].argsort()
     figures = {"LabelIssues": figures_of(wrong, table["score"][by_id], issues.num_issues, seconds)}
+    assert issues.evidence is not None
+    figures["LabelIssues"] |= other_numbers(task.given, issues.evidence.columns()["outputs"].cpu(), int(wrong.sum()))
     for name, losses in (("mean loss", table["loss"][by_id]), ("last loss", registry.losses.cpu())):
         figures[name] = figures_of(wrong, losses, None, seconds)
     return figures
+
+
+def other_numbers(given: Tensor, probs: Tensor, number: int) -> dict[str, float]:
+    """Return the number of wrong labels by other rules, on mean probabilities ``(n, C)``, over the true one."""
+    from cleanlab.count import num_label_issues
+
+    probs = probs.double() / probs.double().sum(1, keepdim=True)
+    confident = int(num_label_issues(given.numpy(), probs.numpy()))
+    return {"differs": int((probs.argmax(1) != given).sum()) / number, "confident": confident / number}
 
 
 def cleanlab(task: Task, seed: int) -> dict[str, float]:
@@ -195,30 +209,50 @@ def run(case: dict[str, Any], root: Path | None, peer: bool) -> dict[str, dict[s
     return {**found, "cleanlab": cleanlab(task, case["seed"])} if peer else found
 
 
-COLUMNS = {"AP": "ap", "AUROC": "auroc", "precision": "precision", "number": "number", "CPU s": "seconds"}
+COLUMNS = {"AP": "ap", "AUROC": "auroc", "precision": "precision", "CPU s": "seconds"}
 """Figures by their names in the table: of `LabelIssues` and cleanlab; AP and AUROC of the losses, too."""
+NUMBERS = {
+    "LabelIssues": ("LabelIssues", "number"),
+    "prediction differs": ("LabelIssues", "differs"),
+    "cleanlab's rule": ("LabelIssues", "confident"),
+    "cleanlab, 5-fold": ("cleanlab", "number"),
+}
+"""Estimates of the number by their names in the table: whose figures, and which."""
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the table of all results: a row for each kind of labels."""
+    """Return the table of all results: a row for each kind of labels, means over its seeds."""
+    wanted = [(name, finder) for name in COLUMNS for finder in ("LabelIssues", "cleanlab")]
+    losses = [(name, finder) for name in ("AP", "AUROC") for finder in ("mean loss", "last loss")]
+    wanted = [*wanted[:1], *losses[:2], *wanted[1:3], *losses[2:], *wanted[3:]]
+    heads = {
+        name if finder == "LabelIssues" else f"{name}, {finder}": (finder, COLUMNS[name]) for name, finder in wanted
+    }
+    return _rows(results, heads)
+
+
+def number_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of the estimated numbers of wrong labels, over the true ones."""
+    return _rows(results, NUMBERS)
+
+
+def _rows(results: list[dict[str, Any]], heads: dict[str, tuple[str, str]]) -> str:
+    """Return a table; a column that no result has a value for is left out."""
     rows: dict[str, list[dict[str, dict[str, float]]]] = {}
     for result in results:
         case = result["case"]
         share = f" {case['rate']:.0%}" if "rate" in case else f", {case['images']:,} images"
         rows.setdefault(case["labels"] + share, []).append(result["figures"])
-    wanted = [(name, finder) for name in COLUMNS for finder in ("LabelIssues", "cleanlab")]
-    losses = [(name, finder) for name in ("AP", "AUROC") for finder in ("mean loss", "last loss")]
-    wanted = [*wanted[:1], *losses[:2], *wanted[1:3], *losses[2:], *wanted[3:]]
-    heads = [name if finder == "LabelIssues" else f"{name}, {finder}" for name, finder in wanted]
-    lines = [["labels", *heads], ["---", *["---:"] * len(heads)]]
+    lines: dict[str, list[str]] = {}
     for labels, seeds in rows.items():
-        cells = []
-        for name, finder in wanted:
-            values = [figures[finder][COLUMNS[name]] for figures in seeds if finder in figures]
-            form = {"number": ".2f", "CPU s": ".1f"}.get(name, ".3f")
-            cells.append(f"{statistics.fmean(values):{form}}" if values else "")
-        lines.append([labels, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        for finder, name in heads.values():
+            values = [figures[finder][name] for figures in seeds if name in figures.get(finder, {})]
+            form = {"seconds": ".1f"}.get(name, ".3f" if heads is not NUMBERS else ".2f")
+            lines.setdefault(labels, []).append(f"{statistics.fmean(values):{form}}" if values else "")
+    shown = [i for i in range(len(heads)) if any(cells[i] for cells in lines.values())]
+    head = ["labels", "seeds", *(name for i, name in enumerate(heads) if i in shown)]
+    body = [[labels, f"{len(rows[labels])}", *(cells[i] for i in shown)] for labels, cells in lines.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---", *["---:"] * (len(head) - 1)], *body])
 
 
 def main() -> None:
@@ -231,6 +265,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000, help="of CIFAR-10, from the first")
     parser.add_argument("--epochs", type=int, default=8, help="on CIFAR-10")
     parser.add_argument("--without_cleanlab", action="store_true")
+    parser.add_argument("--table", action="store_true", help="only print the table of what --results has of these")
     parser.add_argument("--results", type=Path, default=Path("results/label_issues.jsonl"))
     args = parser.parse_args()
     if args.data == "cifar" and args.data_root is None:
@@ -253,12 +288,13 @@ def main() -> None:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     wanted = [{**case, "seed": seed} for seed in seeds for case in cases]
     for case in wanted:
-        if json.dumps(case) not in done:
+        if json.dumps(case) not in done and not args.table:
             done[json.dumps(case)] = {"case": case, "figures": run(case, args.data_root, not args.without_cleanlab)}
             with args.results.open("a") as file:
                 file.write(json.dumps(done[json.dumps(case)]) + "\n")
-    ordered = sorted((done[json.dumps(case)] for case in wanted), key=lambda result: str(result["case"]["labels"]))
-    print(table(ordered))
+    found = [done[json.dumps(case)] for case in wanted if json.dumps(case) in done]
+    ordered = sorted(found, key=lambda result: KNOWN.index(result["case"]["labels"]))
+    print(table(ordered), number_table(ordered), sep="\n")
 
 
 if __name__ == "__main__":

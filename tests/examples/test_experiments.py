@@ -166,11 +166,18 @@ def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
     figures = {**label_issues.ours(task, 0, InfoBatch()), "cleanlab": label_issues.cleanlab(task, 0)}
     assert all(0 < one[name] <= 1 for one in figures.values() for name in ("ap", "auroc", "precision"))
     assert {name for name, one in figures.items() if "number" in one} == {"LabelIssues", "cleanlab"}
-    text = label_issues.table([{"case": {"labels": "symmetric", "rate": 0.2, "seed": 0}, "figures": figures}])
+    results = [{"case": {"labels": "symmetric", "rate": 0.2, "seed": 0}, "figures": figures}]
+    text = label_issues.table(results)
     header, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
     assert dict(zip(header, row, strict=True))["AP, cleanlab"] == f"{figures['cleanlab']['ap']:.3f}"
-    assert row[:2] == ["symmetric 20%", f"{figures['LabelIssues']['ap']:.3f}"]
+    assert row[:3] == ["symmetric 20%", "1", f"{figures['LabelIssues']['ap']:.3f}"]
     assert all(row)
+    numbers = label_issues.number_table(results)
+    assert numbers.startswith(
+        "| labels | seeds | LabelIssues | prediction differs | cleanlab's rule | cleanlab, 5-fold |\n"
+    )
+    own = [figures["LabelIssues"][name] for name in ("number", "differs", "confident")]
+    assert " | ".join(f"{value:.2f}" for value in [*own, figures["cleanlab"]["number"]]) in numbers
 
 
 def test_images_are_shifted_and_mirrored():
