@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["TQDM_DISABLE"] = "1"  # tutorials show what they print, not their progress
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import lightning_prune

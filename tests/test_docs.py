@@ -1,9 +1,10 @@
-"""The pages of the methods: every yaml snippet is one that the command line accepts, and every page is complete."""
+"""The pages: every yaml snippet is one that the command line accepts, every method, score and public name has its place."""
 
 from __future__ import annotations
 
 import doctest
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightn
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "README")
 SCORES = sorted(p for p in (FOLDER.parent / "scores").glob("*.md") if p.stem not in ("README", "selectors"))
+MODULES = ("", ".analysis", ".compare", ".data", ".functional", ".report", ".schedules", ".scoring", ".testing")
 STATIC = (FOLDER.parent / "static-results.md").read_text()
 SNIPPETS = [
     pytest.param(text, id=f"{page.stem}-{i}")
@@ -110,3 +112,35 @@ def test_every_line_of_the_losses_page_is_one_that_python_accepts():
     assert len(lines) >= 9
     for line in lines:
         compile(line, "losses.md", "eval")
+
+
+def documented():
+    """Return the objects that the pages of the reference name, by where they say they are."""
+    names = []
+    for page in (FOLDER.parents[1] / "docs" / "api").glob("*.md"):
+        for module, lines in re.findall(r"(?m)^\.\. api:: (\S+)\n\n((?:   \w+\n)+)", page.read_text()):
+            names += [(module, name) for name in lines.split()]
+    return names
+
+
+def test_the_reference_has_every_public_name_once():
+    names = documented()
+    assert len(set(names)) == len(names)
+    shown = [getattr(import_module(module), name) for module, name in names]
+    assert len({id(thing) for thing in shown}) == len(shown)
+    for suffix in MODULES:
+        module = import_module(f"lightning_prune{suffix}")
+        missing = [name for name in module.__all__ if not any(getattr(module, name) is thing for thing in shown)]
+        assert missing == [], module.__name__
+    assert {(module, name) for module, name in names if name not in import_module(module).__all__} == set()
+
+
+def test_every_module_with_public_names_is_looked_at():
+    files = [
+        *(FOLDER.parents[1] / "lightning_prune").glob("*.py"),
+        *(FOLDER.parents[1] / "lightning_prune").glob("*/__init__.py"),
+    ]
+    found = {
+        path.parent.name if path.stem == "__init__" else path.stem for path in files if "__all__" in path.read_text()
+    }
+    assert found - {"cli", "mistakes"} == {module.removeprefix(".") or "lightning_prune" for module in MODULES}

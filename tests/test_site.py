@@ -1,17 +1,15 @@
-"""The site is built as `make docs` does it, warnings are errors; and its reference has every public name."""
+"""The site is built as `make docs` does it: warnings are errors, the tutorials run, nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from importlib import import_module
 
 import pytest
 
 from tests.processes import ROOT, python
 
-MODULES = ("", ".analysis", ".compare", ".data", ".functional", ".report", ".schedules", ".scoring", ".testing")
 TUTORIALS = sorted((ROOT / "examples" / "tutorials").glob("plot_*.py"))
 
 
@@ -56,32 +54,3 @@ def test_it_needs_no_network(site):
     for page in site.rglob("*.html"):
         found = [match[0] for match in loads.finditer(page.read_text()) if 'rel="canonical"' not in match[0]]
         assert not found, page
-
-
-def documented():
-    """Return the objects that the pages of the reference name, by where they say they are."""
-    names = []
-    for page in (ROOT / "docs" / "api").glob("*.md"):
-        for module, lines in re.findall(r"(?m)^\.\. api:: (\S+)\n\n((?:   \w+\n)+)", page.read_text()):
-            names += [(module, name) for name in lines.split()]
-    return names
-
-
-def test_the_reference_has_every_public_name_once():
-    names = documented()
-    assert len(set(names)) == len(names)
-    shown = [getattr(import_module(module), name) for module, name in names]
-    assert len({id(thing) for thing in shown}) == len(shown)
-    for suffix in MODULES:
-        module = import_module(f"lightning_prune{suffix}")
-        missing = [name for name in module.__all__ if not any(getattr(module, name) is thing for thing in shown)]
-        assert missing == [], module.__name__
-    assert {(module, name) for module, name in names if name not in import_module(module).__all__} == set()
-
-
-def test_every_module_with_public_names_is_looked_at():
-    files = [*(ROOT / "lightning_prune").glob("*.py"), *(ROOT / "lightning_prune").glob("*/__init__.py")]
-    found = {
-        path.parent.name if path.stem == "__init__" else path.stem for path in files if "__all__" in path.read_text()
-    }
-    assert found - {"cli", "mistakes"} == {module.removeprefix(".") or "lightning_prune" for module in MODULES}

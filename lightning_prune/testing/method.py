@@ -401,7 +401,7 @@ class MethodContract(ABC):
         (built,) = (c for c in get_callbacks(cli.trainer) if type(c) is type(method))
         assert repr(built) == repr(method)
         assert built.seed == method.seed
-        saved = yaml.safe_load(cli.parser.dump(cli.config))["trainer"]["callbacks"][0]["init_args"]
+        saved = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["trainer"]["callbacks"][0]["init_args"]
         plain = {name: value for name, value in config["init_args"].items() if not isinstance(value, dict)}
         assert saved.items() >= plain.items()
 
