@@ -1,4 +1,4 @@
-"""The pages: every yaml snippet is one that the command line accepts, every method, score and public name has its place."""
+"""The pages: yaml is what the command line accepts; every method, score and public name has its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site is built as `make docs` does it: warnings are errors, the tutorials run, nothing is loaded from elsewhere."""
+"""The site, built as `make docs` does it: warnings are errors, tutorials run, nothing comes from elsewhere."""
 
 from __future__ import annotations
 
