@@ -53,8 +53,8 @@ def make_data():
 
 
 # %%
-# A short run of all data
-# -----------------------
+# A short run
+# -----------
 # Without a method, the registry only records. Three epochs are enough to see the shape of the losses.
 
 L.seed_everything(0, verbose=False)

@@ -26,8 +26,8 @@ warnings.filterwarnings("ignore", module=r"lightning\.")  # Lightning's own advi
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 # %%
-# Digits with wrong labels
-# ------------------------
+# The data
+# --------
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
@@ -84,8 +84,8 @@ before = fit(train, InfoBatch(prune_ratio=0.5), issues)
 print(f"estimated number of wrong labels: {issues.num_issues}")
 
 # %%
-# The most suspicious labels
-# --------------------------
+# Suspicious labels
+# -----------------
 # ``issues.issues()`` is a table of all samples, the most suspicious first: the label, the one suggested instead, and
 # a score in [0, 1]. Titles say what is given, and what is suggested.
 
@@ -100,8 +100,8 @@ for axes, i, given, suggested in zip(
 plt.show()
 
 # %%
-# How good is the order?
-# ----------------------
+# How good is it?
+# ---------------
 # Here we know which labels are wrong. Precision is the share of wrong ones among the first labels of the table, recall
 # the share of the wrong labels that are among them.
 
