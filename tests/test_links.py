@@ -1,11 +1,13 @@
-"""Links of every Markdown page of the repository: files and headings exist; addresses elsewhere have the right form."""
+"""Every Markdown page of the repository: its links, its tables, its blocks of code."""
 
 from __future__ import annotations
 
+import ast
 import re
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from tests.processes import ROOT
 
@@ -64,3 +66,13 @@ def test_tables_are_whole(page):
             assert {len(re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in rows} == {
                 rows[0].count("|") + 1
             }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_code_can_be_read(page):
+    blocks = re.findall(r"(?ms)^```(python|yaml)\n(.*?)^```", page.read_text())
+    for language, text in blocks:
+        if language == "yaml":
+            yaml.safe_load(text)
+        elif not text.startswith(">>>"):
+            ast.parse(text)
