@@ -8,6 +8,7 @@ from lightning_prune.analysis.bounds import (
     surrogate_gap,
     surrogate_loss,
 )
+from lightning_prune.analysis.consistency import ScoreDrift, cumulative_alignment, drift_bound, score_drift
 from lightning_prune.analysis.gradients import gradient_alignment, sample_gradients
 from lightning_prune.analysis.label_callback import LabelIssues
 from lightning_prune.analysis.label_doubt import label_doubt
@@ -31,10 +32,13 @@ __all__ = [
     "GeneralizationBound",
     "LabelIssues",
     "PruningMonitor",
+    "ScoreDrift",
     "Unbiasedness",
     "check_unbiased",
     "class_kept_share",
     "convergence_bound",
+    "cumulative_alignment",
+    "drift_bound",
     "generalization_bound",
     "gradient_alignment",
     "hard_clean",
@@ -48,6 +52,7 @@ __all__ = [
     "sample_gradients",
     "sample_names",
     "save_issues",
+    "score_drift",
     "score_summary",
     "separation",
     "spectrum_deviation",

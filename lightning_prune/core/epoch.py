@@ -37,6 +37,7 @@ class EpochRecord:
         step_size: Positions that the ranks together train in one step.
         extra: What the method recorded beside the loss, by name, each ``(m,)`` float32.
         step_lengths: Positions ``(s,)`` of the plan that the ranks together trained in each step; None: ``step_size``.
+        asked: Ids ``(t,)`` of the samples that were in a batch, whether they have a loss or not; None: all of the plan.
     """
 
     indices: Tensor
@@ -45,6 +46,7 @@ class EpochRecord:
     step_size: int
     extra: dict[str, Tensor]
     step_lengths: Tensor | None = None
+    asked: Tensor | None = None
 
     @cached_property
     def num_nonfinite(self) -> int:
@@ -392,7 +394,8 @@ class RunningEpoch:
         if present is not None:
             values, indices = values[:, present], indices[present]
         extra = dict(zip(self.record_names, values[1:], strict=True))
-        return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths)
+        asked = None if present is None else self.asked
+        return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths, asked)
 
     def _whole(self, values: Tensor) -> Tensor:
         """Return what is recorded of the whole plan ``(1 + names, k)``, given ``values`` of the rest of it."""

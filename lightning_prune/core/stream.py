@@ -371,7 +371,8 @@ class StreamEpoch:
         if recorded is not None:
             values, order = values[:, recorded], order[recorded]
         extra = dict(zip(self.record_names, values[1:], strict=True))
-        return EpochRecord(order, values[0], recorded, max(1, self.step_size), extra, lengths.cpu())
+        asked = None if recorded is None else self.asked
+        return EpochRecord(order, values[0], recorded, max(1, self.step_size), extra, lengths.cpu(), asked)
 
     def _merged(self, values: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Return all ranks' values ``(1 + names, n)`` and steps ``(n,)``; of a sample on several ranks, the last."""

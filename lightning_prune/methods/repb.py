@@ -29,6 +29,7 @@ _EPOCHS = "repb_epochs"
 _BEFORE = "repb_before"
 _KNOWN = "repb_known"
 _SINCE = "repb_since"
+_MISSED = "repb_missed"
 _BOUNDS = {"closed_low": False, "closed_high": True}
 
 
@@ -93,25 +94,25 @@ def repb_resample(trained: Tensor, prune_ratio: float, *, generator: torch.Gener
 def ctr_weights(counts: Tensor, num_epochs: int) -> Tensor:
     """Return the loss weights ``E / N_i`` (Eq. 3), float32: the inverse of a sample's attendance so far.
 
+    Below 1 where a sample was drawn more often than there were epochs, as draws with repeats may do.
+
     For a sample that has attended a share p of the epochs, the weight ``1 / p`` makes its part in the gradient, summed
     over epochs, about that of the full data; it is not unbiased in a single epoch, and ``E[1 / N] > 1 / E[N]``.
 
     Args:
-        counts: Epochs ``(n,)`` in which each sample was trained, in [1, ``num_epochs``].
+        counts: How often ``(n,)`` each sample was in the epochs so far, at least once.
         num_epochs: Number of epochs so far.
 
     Raises:
-        ValueError: If a count is out of range: a sample cannot attend more epochs than there were.
+        ValueError: If a count is less than 1.
 
     Example:
-        >>> ctr_weights(torch.tensor([4, 2, 1]), 4)
-        tensor([1., 2., 4.])
+        >>> ctr_weights(torch.tensor([4, 2, 1, 8]), 4)
+        tensor([1.0000, 2.0000, 4.0000, 0.5000])
     """
     check_int("num_epochs", num_epochs, low=1)
-    if len(counts):
-        low, high = (int(v) for v in torch.aminmax(counts))
-        if low < 1 or high > num_epochs:
-            raise ValueError(f"Expected `counts` in [1, {num_epochs}], but got counts in [{low}, {high}].")
+    if len(counts) and (low := int(counts.min())) < 1:
+        raise ValueError(f"Expected `counts` >= 1, but got {low}: a sample that was never in has no weight.")
     return torch.full_like(counts, num_epochs, dtype=torch.float32) / counts  # scalar / tensor is 1 ulp off, as 41 / 41
 
 
@@ -229,7 +230,9 @@ class RePB(PruningCallback):
 
     Note:
         The paper gives no default ratio. Samples that an epoch selected but did not train (a dropped last batch,
-        a limit) stay: nothing is known against them. So do samples whose last loss is not finite, with weight 1.
+        a limit) stay: nothing is known against them; but that epoch does not count as attended. Samples whose last loss
+        is not finite stay, too, with weight 1. The importance rule draws without repeats: a sample is in an epoch once
+        or not at all, and CTR makes up for the chances.
 
     References:
         Zhou et al., "RePB", ICLR 2026; implemented from the paper (Eqs. 1-4).
@@ -304,9 +307,12 @@ class RePB(PruningCallback):
         epochs = int(registry.state[_EPOCHS])
         if epochs == 0:
             return kept
-        counts = registry.counts - registry.column(_BEFORE) if registry.has_column(_BEFORE) else registry.counts
-        counts = counts.index_select(0, kept.indices)
-        new = registry.num_samples > int(registry.state[_KNOWN])  # then some have not attended yet, and weigh 1
+        counts = registry.counts.index_select(0, kept.indices)
+        for apart in (_BEFORE, _MISSED):
+            if registry.has_column(apart):
+                counts = counts - registry.column(apart).index_select(0, kept.indices)
+        # then some may not have attended yet, and weigh 1
+        new = registry.num_samples > int(registry.state[_KNOWN]) or registry.has_column(_MISSED)
         weights = ctr_weights(counts.masked_fill(counts == 0, epochs) if new else counts, epochs)
         if registry.has_column(_SINCE):
             weights = weights * (1 - registry.column(_SINCE).index_select(0, kept.indices) / epochs)
@@ -318,6 +324,7 @@ class RePB(PruningCallback):
         """Set each sample's chance to be in the next epoch, from its window in this one."""
         registry.state[_EPOCHS] += 1
         self._take_in(registry)
+        self._note_missed(registry, record)
         if len(record.indices) == 0:
             return
         selected = registry.selected
@@ -337,6 +344,16 @@ class RePB(PruningCallback):
         else:
             chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
         registry.state[_RATIO].fill_(ratio)
+
+    def _note_missed(self, registry: SampleTable, record: EpochRecord) -> None:
+        """Note which samples an epoch selected but did not train: it does not count as attended."""
+        if record.asked is None:
+            return
+        missed = registry.selected.clone().index_fill_(0, record.asked.to(record.indices), False)
+        if not bool(missed.any()):
+            return
+        registry.add_column(_MISSED, dtype=torch.int32)
+        registry.column(_MISSED).add_(missed)
 
     def _take_in(self, registry: SampleTable) -> None:
         """Note since when samples are there that were appended to the dataset: their attendance counts from then on."""

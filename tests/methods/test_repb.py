@@ -269,6 +269,32 @@ def test_samples_without_a_record_stay():
     make_trainer(Check(0.5, seed=0), max_epochs=3, limit_train_batches=5).fit(Model(), make_loader())
 
 
+@pytest.mark.filterwarnings("ignore:.*limit_train_batches")
+def test_what_a_limit_leaves_out_did_not_attend():
+    """The weights are those of the epochs in which a sample was in a batch, which the model notes."""
+    model, checked = Model(), []
+
+    class Check(RePB):
+        def select(self, registry, epoch, generator):
+            selection = super().select(registry, epoch, generator)
+            if epoch:
+                trained = torch.zeros(40)
+                for past in range(epoch):
+                    trained[torch.tensor(model.epoch_ids(past))] += 1
+                trained = trained[selection.indices]
+                expected = torch.where(trained > 0, epoch / trained, 1)  # nothing is known yet of who never was
+                torch.testing.assert_close(selection.weights, expected)
+                checked.append(bool((registry.counts[selection.indices] > trained).any()))
+            return selection
+
+    make_trainer(Check(0.5, seed=0), max_epochs=5, limit_train_batches=6).fit(model, make_loader())
+    assert checked == [True] * 4
+
+
+def test_counts_above_the_epochs_weigh_less_than_one():
+    assert ctr_weights(torch.tensor([8, 4, 1]), 4).tolist() == [0.5, 1.0, 4.0]
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("masked", [(), (0,), (3, 17, 18, 19)])
 def test_windows_are_the_steps_whatever_is_recorded(masked, drop_last):
@@ -402,5 +428,5 @@ def test_bad_rule_input():
         repb_resample(scores, 0.5)
     with pytest.raises(ValueError, match=r"`prune_ratio` to be a number in \[0, 1\)"):
         repb_resample(windows == 0, 1.0)
-    with pytest.raises(ValueError, match=r"`counts` in \[1, 3\], but got counts in \[0, 4\]"):
+    with pytest.raises(ValueError, match="`counts` >= 1, but got 0: a sample that was never in"):
         ctr_weights(torch.tensor([0, 4]), 3)
