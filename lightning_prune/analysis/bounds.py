@@ -189,7 +189,7 @@ def generalization_bound(
         raise ValueError(f"Expected `losses` of at least 2 samples, but got {n}.")
     deviation = spectrum_deviation(n, explore_size, exploit_size)
     largest = float(states.abs().amax(1).min())
-    gap = float(torch.atleast_1d(surrogate_gap(losses, explore_size, exploit_size)).min())
+    gap = float(surrogate_gap(losses, explore_size, exploit_size).min())
     spread = math.sqrt((n - explore_size) / (explore_size * (n - 1)))
     return GeneralizationBound(deviation, largest, gap, math.sqrt(2) * deviation * largest * spread, optimization)
 
