@@ -12,6 +12,8 @@ from examples.vision.imagenet import ImageNetData
 from examples.vision.module import VisionModule, warmup_cosine
 from examples.vision.webvision import WebVisionData
 from lightning_prune import AlignPrune
+from lightning_prune.cli import main
+from lightning_prune.data import SOPLoss
 from lightning_prune.scoring import load_scores
 from tests.examples import files
 from tests.examples.conftest import QUICK, ROOT, registry_of
@@ -252,3 +254,30 @@ def test_lars_adapts_every_parameter():
     model._trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
     groups = model.configure_optimizers()["optimizer"].param_groups
     assert {group["weight_decay"] for group in groups} == {5e-4}
+
+
+@pytest.mark.parametrize("method", ["alignprune", "infobatch", "prune4rel"])
+def test_sop_with_pruning(method, fit, tmp_path, monkeypatch):
+    """Two views and three parameter groups; only rows of samples that were trained move."""
+    clean = files.write_cifar(tmp_path / "data", "CIFAR10", monkeypatch)
+    files.write_human_labels(tmp_path / "data" / "CIFAR-10_human.pt", clean, 10)
+    quick = {"model__model_args": SMALL, "model__num_samples": files.TRAIN, "data__batch_size": 5}
+    configs = ["vision/configs/cifar10n_sop_alignprune.yaml"]
+    if method == "prune4rel":
+        (tmp_path / "scores").mkdir()
+        data = ROOT / "examples" / configs[0]
+        options = {**QUICK, **{name.replace("__", "."): value for name, value in quick.items()}}
+        command = ["score", f"--config={data}", "--method=Prune4ReL", "--save_to=scores/prune4rel.npz"]
+        main([*command, *(f"--{name}={value}" for name, value in options.items())])
+    if method != "alignprune":
+        configs.append(f"methods/{method}.yaml")
+    aligned = {"trainer__callbacks__window": 2, "trainer__callbacks__base__init_args__anneal_ratio": 1.0}
+    cli = fit(*configs, **quick, **(aligned if method == "alignprune" else {}))
+    check(cli, share=0.3 if method == "prune4rel" else None)
+    groups = cli.trainer.optimizers[0].param_groups
+    assert [group["momentum"] for group in groups] == [0.9, 0, 0]
+    assert [group["lr"] for group in groups[1:]] == [10, 100]
+    start = SOPLoss(files.TRAIN, 10, generator=torch.Generator().manual_seed(0)).v
+    moved = (cli.model.sop.v != start).any(1)
+    assert bool(moved.any())
+    assert not bool(moved[registry_of(cli).counts == 0].any())
