@@ -42,6 +42,8 @@ if _WANTED or TYPE_CHECKING:
     from lightning_prune.methods.seta import SeTa
     from lightning_prune.methods.ucb import UCB
     from lightning_prune.report.callback import PruningReport
+    from lightning_prune.scoring.recorder import ScoreRecorder
+    from lightning_prune.scoring.static_pruning import StaticPruning
     from lightning_prune.trainer.callback import PruningCallback
     from lightning_prune.trainer.mixin import WeightedLossMixin
     from lightning_prune.trainer.registry import ScoreRegistry
@@ -66,13 +68,15 @@ __all__ = [
     "RHOLoss",
     "RandomPruning",
     "RePB",
+    "ScoreRecorder",
     "ScoreRegistry",
     "SeTa",
     "Selection",
     "SelectiveBackprop",
+    "StaticPruning",
     "WeightedLossMixin",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ON_FIRST_USE = frozenset({"analysis", "data", "functional", "report", "schedules", "scoring", "testing"})
 

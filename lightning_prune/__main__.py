@@ -82,7 +82,9 @@ def did_you_mean(word: str, known: Sequence[str] | dict[str, str]) -> str:
 
 def read_methods() -> Iterator[tuple[str, str, ast.ClassDef]]:
     """Yield the pruning methods, read from their files without an import: name, first line of the file, class."""
-    for path in sorted((Path(__file__).parent / "methods").glob("[!_]*.py")):
+    package = Path(__file__).parent
+    files = [*(package / "methods").glob("[!_]*.py"), package / "scoring" / "static_pruning.py"]
+    for path in sorted(files, key=lambda path: path.name):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(mark) == "final" for mark in node.decorator_list):

@@ -18,11 +18,13 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 @contextlib.contextmanager
-def started(*arguments: Any, cwd: Path | str = ROOT, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *arguments: Any, cwd: Path | str = ROOT, program: Path | str = sys.executable, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """Start ``python ARGUMENTS``; at the end of the block it is killed, with all that it started."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
     env.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, *map(str, arguments)]
+    command = [str(program), *map(str, arguments)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     try:
@@ -33,9 +35,15 @@ def started(*arguments: Any, cwd: Path | str = ROOT, **environment: str) -> Iter
         process.communicate()
 
 
-def python(*arguments: Any, cwd: Path | str = ROOT, fails: bool = False, **environment: str) -> tuple[str, str]:
+def python(
+    *arguments: Any,
+    cwd: Path | str = ROOT,
+    fails: bool = False,
+    program: Path | str = sys.executable,
+    **environment: str,
+) -> tuple[str, str]:
     """Run ``python ARGUMENTS`` to its end, and return what it wrote to its output and its errors."""
-    with started(*arguments, cwd=cwd, **environment) as process:
+    with started(*arguments, cwd=cwd, program=program, **environment) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert bool(process.returncode) == fails, out[-2000:] + err[-4000:]
     return out, err

@@ -270,7 +270,7 @@ else:
 PART = """
 import sys
 import lightning_prune as lp
-assert f"lightning_prune.{NAME}" not in sys.modules or NAME in ("analysis", "report")  # for callbacks
+assert f"lightning_prune.{NAME}" not in sys.modules or NAME in ("analysis", "report", "scoring")  # for callbacks
 assert getattr(lp, NAME).__name__ == f"lightning_prune.{NAME}"
 assert len(getattr(lp, NAME).__all__) > 1
 """

@@ -174,7 +174,7 @@ def test_every_exported_method_can_be_named_or_says_what_it_needs():
         base.__name__
     }
     needy = {name for name, method in own_methods().items() if method.needs_arguments is not None}
-    assert methods == {*known_methods(), *needy} - {"StaticPruning"}
+    assert methods == {*known_methods(), *needy}
     for name in known_methods():
         assert build(name, own_methods()[name].set_by_ratio.arguments(0.5))
 
