@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune import (
     IES,
+    Budget,
     DivBS,
     InfoBatch,
     PruningReport,
@@ -27,6 +28,7 @@ from lightning_prune import (
 from lightning_prune.analysis import PruningMonitor
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.pruned_stream import pruned_streams
+from lightning_prune.core.ratio import UnreachableError
 from lightning_prune.data import PrunedStream
 from lightning_prune.scoring import ScoreRecorder
 from lightning_prune.testing.processes import run_ranks, skip_without_fork
@@ -191,6 +193,18 @@ def test_every_method_selects_as_from_a_map_style_dataset(case):
             assert pruned is False or sorted(model.epoch_ids(epoch)) == ours.indices.tolist()
         assert torch.equal(registry_of(trainer).counts, registry_of(plain).counts)
     assert registry_of(trainer).saved_fraction == pytest.approx(registry_of(plain).saved_fraction)
+
+
+def test_a_budget_needs_a_stream_that_drops_samples():
+    """Said before the first step; a method that picks within batches drops them itself."""
+    model = IdModel()
+    with pytest.raises(UnreachableError, match=r"Budget\(save=0.3\) would save no steps. Wrap the dataset: `lightn"):
+        make_trainer(ScoreRegistry(num_samples=40), Budget(InfoBatch(), save=0.3)).fit(model, make_stream())
+    assert not model.seen
+    for method, pruned in ((Budget(InfoBatch(anneal_ratio=1.0), save=0.3), True), (Budget(DivBS(), save=0.3), False)):
+        trainer = make_trainer(ScoreRegistry(num_samples=40), method, max_epochs=6)
+        trainer.fit(IdModel(), make_stream(pruned=pruned))
+        assert registry_of(trainer).saved_fraction == pytest.approx(0.3, abs=0.01 + 1 / 40)
 
 
 @pytest.mark.parametrize("pruned", [False, True])

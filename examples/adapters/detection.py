@@ -6,6 +6,7 @@ from typing import final
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -18,7 +19,7 @@ Targets = list[dict[str, Tensor]]
 
 
 @final
-class PerImageRetinaNet(RetinaNet):
+class PerImageRetinaNet(RetinaNet):  # type: ignore[misc]  # torchvision has no types
     """A RetinaNet whose losses are ``(B,)``; parameters and everything else are torchvision's.
 
     The network runs once on the whole batch. Only the losses are taken image by image, as torchvision's own heads do in
@@ -80,5 +81,5 @@ class DetectionModule(WeightedLossMixin, L.LightningModule):
         losses = self.net(list(images), list(targets))
         return self.weighted_loss(losses["classification"] + losses["bbox_regression"])
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)

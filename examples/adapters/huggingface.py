@@ -7,6 +7,7 @@ from typing import final
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
@@ -40,5 +41,5 @@ class HuggingFaceClassifier(WeightedLossMixin, L.LightningModule):
         losses = F.cross_entropy(logits, batch["labels"], reduction="none")
         return self.weighted_loss(losses, logits=logits, targets=batch["labels"])
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.AdamW(self.parameters(), lr=self.lr)

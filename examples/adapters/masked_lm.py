@@ -7,6 +7,7 @@ from typing import final
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_prune import WeightedLossMixin
@@ -70,7 +71,8 @@ class MaskedLMModule(WeightedLossMixin, L.LightningModule):
 
     def forward(self, tokens: Tensor) -> Tensor:
         states = self.tokens(tokens) + self.positions[: tokens.shape[1]]
-        return self.head(self.encoder(states, src_key_padding_mask=tokens == 0))
+        logits: Tensor = self.head(self.encoder(states, src_key_padding_mask=tokens == 0))
+        return logits
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         seen, targets = hide_tokens(batch, self.mask_id, self.special)
@@ -78,5 +80,5 @@ class MaskedLMModule(WeightedLossMixin, L.LightningModule):
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)  # (B, T)
         return self.weighted_loss(losses, mask=targets != IGNORED)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)

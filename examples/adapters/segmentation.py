@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 import torchvision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_prune import WeightedLossMixin
@@ -55,5 +56,5 @@ class SegmentationModule(WeightedLossMixin, L.LightningModule):
         """Return the losses ``(B, H, W)``, 0 where ignored."""
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)

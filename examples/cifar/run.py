@@ -61,7 +61,7 @@ def command(args: argparse.Namespace, folder: Path, methods: Sequence[str], rati
     """Return a whole command."""
     seeds = ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
     own = ["compare", *shared(args), "--output", str(folder), *seeds, "--methods", *methods]
-    own += ["--jobs", "1" if args.name == "time" else str(args.jobs)]
+    own += ["--pilots", "--jobs", "1" if args.name == "time" else str(args.jobs)]
     return [*own, *(["--prune_ratios", *ratios] if ratios else [])]
 
 

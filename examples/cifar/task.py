@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -92,13 +93,13 @@ class Cifar10Data(L.LightningDataModule):
                 f"Expected a label for each of {len(clean)} images, but got {len(given)} of {self.labels!r}."
             )
         self.train = TensorDataset(images, given)
-        self.train.flipped = given != clean
+        self.train.flipped = given != clean  # type: ignore[attr-defined]  # for who looks at the noise
         self.held_out = TensorDataset(*read_part(folder, ["test_batch"]))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.held_out, 1000)
 
 
@@ -131,7 +132,7 @@ def resnet18() -> nn.Module:
     """Return torchvision's ResNet-18 with the papers' stem for small images."""
     from torchvision.models import resnet18
 
-    network = resnet18(num_classes=10)
+    network: nn.Module = resnet18(num_classes=10)
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return network
 
@@ -150,11 +151,14 @@ class Cifar10Model(WeightedLossMixin, L.LightningModule):
         self.lr = lr
         self.net = small_network() if arch == "small" else resnet18()
         self.accuracy = MulticlassAccuracy(10, average="micro")
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net((images - self.mean) / self.std)
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
@@ -169,8 +173,8 @@ class Cifar10Model(WeightedLossMixin, L.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, targets))
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        steps = self.trainer.estimated_stepping_batches + 1
+        steps = int(self.trainer.estimated_stepping_batches) + 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -13,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import final
 
@@ -31,6 +32,7 @@ from lightning_prune.scoring import (
     TDDS,
     DynUnc,
     Entropy,
+    Features,
     Forgetting,
     GraNd,
     LeastConfidence,
@@ -124,16 +126,18 @@ def score(train: TensorDataset, seed: int, epochs: int) -> Runs:
     files["DeepFool"] = score_module("DeepFool", model, loader, progress=False)
     draw = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
     runs: Runs = {"random": lambda ratio: StaticPruning(draw, ratio, seed=seed)}
-    runs |= {name: lambda ratio, file=file: StaticPruning(file, ratio, seed=seed) for name, file in files.items()}
+    runs |= {name: partial(StaticPruning, file, seed=seed) for name, file in files.items()}
     runs[SCALED] = runs["TDDS"]
     runs["DUAL, beta sampling"] = lambda ratio: StaticPruning(files["DUAL"], ratio, "beta", seed=seed)
     cut = {"hard_cutoff": 0.1}
     runs["CCS on AUM, 10 % cut"] = lambda ratio: StaticPruning(files["AUM"], ratio, "ccs", selector_args=cut, seed=seed)
     for name in CHOOSING:  # the choice depends on how many are chosen
-        runs[name] = lambda ratio, name=name: StaticPruning(
-            score_features(name, features, prune_ratio=ratio, seed=seed), ratio, seed=seed
-        )
+        runs[name] = partial(chosen, name, features, seed)
     return runs
+
+
+def chosen(name: str, features: Features, seed: int, ratio: float) -> StaticPruning:
+    return StaticPruning(score_features(name, features, prune_ratio=ratio, seed=seed), ratio, seed=seed)
 
 
 def table(title: str, results: Results, digits: int) -> Iterator[str]:
@@ -147,7 +151,7 @@ def table(title: str, results: Results, digits: int) -> Iterator[str]:
 
 def trained(train: TensorDataset, run: StaticPruning, name: str, seed: int, epochs: int) -> DigitsClassifier:
     """Train a new model, not the one that scored, on what a method keeps."""
-    if name == SCALED:
+    if name == SCALED and isinstance(run.scores, ScoreFile):
         train = scaled(train, run.scores.scores)
     return fit(train, seed + 100, epochs, run)
 

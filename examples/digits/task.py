@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import final
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -37,10 +38,10 @@ class DigitsData(L.LightningDataModule):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.split_seed))
         self.train, self.held_out = (TensorDataset(images[ids], labels[ids]) for ids in (order[360:], order[:360]))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.held_out, 360)
 
     test_dataloader = val_dataloader
@@ -63,7 +64,8 @@ class DigitsClassifier(WeightedLossMixin, L.LightningModule, ABC):
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.body(images))
+        logits: Tensor = self.head(self.body(images))
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
@@ -85,9 +87,9 @@ class DigitsClassifier(WeightedLossMixin, L.LightningModule, ABC):
         self.log(f"{stage}_loss", F.cross_entropy(logits, targets))
         self.log(f"{stage}_accuracy", self.accuracy, prog_bar=stage == "val")
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
-        steps = self.trainer.estimated_stepping_batches
+        steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -20,6 +21,7 @@ from lightning_prune import (
     PruningCallback,
     RandomPruning,
     RePB,
+    ScoreRegistry,
     SeTa,
 )
 from lightning_prune.analysis import check_unbiased, limit_density, surrogate_weights, usage_histogram
@@ -45,7 +47,9 @@ AT_70: dict[str, Method] = {
 }
 
 
-def train_digits(method: PruningCallback, seed: int, epochs: int, **monitored):
+def train_digits(
+    method: PruningCallback, seed: int, epochs: int, **monitored: Any
+) -> tuple[list[dict[str, float]], ScoreRegistry, float]:
     """Train a small CNN once; return what the monitor saw, epoch by epoch, the registry and the test accuracy."""
     L.seed_everything(seed, verbose=False)
     return train(method, DigitsModel(width=16), DigitsData(), epochs, **monitored)
@@ -136,8 +140,8 @@ def usage(seed: int) -> str:
         histogram = usage_histogram(registry.counts, epochs)
         tenths = [int(part.sum()) for part in torch.tensor_split(histogram[1:], 10)]
         rows.append([f"{ratio} %", str(epochs), str(int(histogram[0])), *map(str, tenths)])
-    tenths = [f"{10 * i}-{10 * (i + 1)} %" for i in range(10)]
-    return table(["pruned", "epochs", "samples never used", *(f"used in {tenth}" for tenth in tenths)], rows)
+    parts = [f"{10 * i}-{10 * (i + 1)} %" for i in range(10)]
+    return table(["pruned", "epochs", "samples never used", *(f"used in {part}" for part in parts)], rows)
 
 
 TEXT = """# Analyses

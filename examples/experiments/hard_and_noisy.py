@@ -46,7 +46,7 @@ class _Watch(L.Callback):
         self.selected: list[Tensor] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        registry = next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))
+        registry = next(callback for callback in trainer.callbacks if isinstance(callback, ScoreRegistry))  # type: ignore[attr-defined]
         self.losses.append(registry.losses.clone())
         self.selected.append(registry.selected.nonzero().squeeze(1))
 
@@ -56,7 +56,7 @@ def run(method: PruningCallback | None, seed: int) -> tuple[_Watch, Tensor]:
     L.seed_everything(seed, verbose=False)
     watch, data = _Watch(), NoisyDigits("symmetric", RATE, split_seed=seed)
     train(method, NoisyModel(), data, EPOCHS, callbacks=[watch])
-    return watch, data.train.flipped
+    return watch, data.flipped
 
 
 def groups_of(losses: Tensor, flipped: Tensor) -> Tensor:

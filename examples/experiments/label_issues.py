@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
@@ -55,16 +56,19 @@ class CifarModel(WeightedLossMixin, L.LightningModule):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(((images.float() / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)).float()
+        logits: Tensor = self.body(
+            ((images.float() / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+        ).float()
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
         logits = self(augment(images))
         return self.weighted_loss(F.cross_entropy(logits, targets, reduction="none"), logits=logits, targets=targets)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        steps = self.trainer.estimated_stepping_batches
+        steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -100,7 +104,7 @@ class Task(NamedTuple):
     model: Callable[[], L.LightningModule]
     epochs: int
     batch_size: int
-    precision: str
+    precision: Literal["32-true", "bf16-mixed"]
 
 
 def digits(kind: str, rate: float, seed: int) -> Task:
@@ -177,7 +181,8 @@ def cleanlab(task: Task, seed: int) -> dict[str, float]:
         L.seed_everything(seed, verbose=False)
         model = fit(task, task.images[rest], task.given[rest]).eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled="bf16" in task.precision):
-            outputs = torch.cat([model(part) for part in task.images[held_out].split(512)])
+            parts = DataLoader(TensorDataset(task.images[held_out]), 512)
+            outputs = torch.cat([model(part) for (part,) in parts])
         probs[held_out] = outputs.double().softmax(1).numpy()
     labels = task.given.numpy()
     quality = get_label_quality_scores(labels, probs, method="self_confidence")

@@ -31,10 +31,10 @@ from lightning_prune import (
     PruningCallback,
     RandomPruning,
     RePB,
-    ScoreRegistry,
     Selection,
     SeTa,
 )
+from lightning_prune.core.table import SampleTable
 from lightning_prune.data import inject_label_noise
 from lightning_prune.functional import infobatch
 
@@ -60,14 +60,14 @@ class NoisyDigits(L.LightningDataModule):
         self.clean.setup(stage)
         images, labels = self.clean.train.tensors
         generator = torch.Generator().manual_seed(self.clean.split_seed)
-        noisy, flipped = inject_label_noise(labels, self.noise, self.rate, 10, generator=generator)
+        noisy, self.flipped = inject_label_noise(labels, self.noise, self.rate, 10, generator=generator)
         self.train = TensorDataset(images, noisy)
-        self.train.flipped = flipped
+        self.train.flipped = self.flipped  # type: ignore[attr-defined]  # for the monitor
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train, self.clean.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self.clean.val_dataloader()
 
 
@@ -100,8 +100,8 @@ class CalibratedInfoBatch(PruningCallback):
         self.prune_ratio = prune_ratio
         self.anneal_ratio = anneal_ratio
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
-        if epoch >= self.anneal_ratio * registry.max_epochs:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
+        if epoch >= self.anneal_ratio * (registry.max_epochs or epoch + 1):
             return Selection.all(registry.num_samples)
         known = registry.losses[torch.tensor(self.reference)]
         inside = (registry.losses - known.mean()).abs() <= known.std()
@@ -237,7 +237,7 @@ def run(experiment: str, row: tuple[str, ...], seed: int) -> dict[str, float]:
     L.seed_everything(seed, verbose=False)
     data = NoisyDigits(setting.kind, setting.rate, split_seed=seed)
     data.setup("fit")
-    method = setting.make(data.train.flipped)
+    method = setting.make(data.flipped)
     history, registry, accuracy = train(method, setting.model(), data, setting.epochs, flipped="flipped")
     ranked = history[getattr(method, "window", 10) : int(0.875 * setting.epochs)]  # InfoBatch anneals after that
     return {

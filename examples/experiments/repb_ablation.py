@@ -6,8 +6,9 @@ from typing import final
 
 import torch
 
-from lightning_prune import RePB, ScoreRegistry, Selection
+from lightning_prune import RePB, Selection
 from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._wrapper import ScoreWrapper
 from lightning_prune.methods.repb import _CHANCE
 
@@ -24,13 +25,13 @@ class RePBWithoutResampling(ScoreWrapper):
     def __init__(self, prune_ratio: float = 0.5, *, seed: int | None = None) -> None:
         super().__init__(RePB(prune_ratio, seed=seed))
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         return self.base.select(registry, epoch, generator)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         self.base.on_epoch_recorded(registry, record)
         absent = torch.ones(registry.num_samples, dtype=torch.bool)
-        absent[registry.selection.indices] = False
+        absent[registry.selected] = False
         registry.column(_CHANCE)[absent] = 0.0
 
 
@@ -46,8 +47,8 @@ class RePBWithoutRescaling(ScoreWrapper):
     def __init__(self, prune_ratio: float = 0.5, *, seed: int | None = None) -> None:
         super().__init__(RePB(prune_ratio, seed=seed))
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         return Selection(self.base.select(registry, epoch, generator).indices)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         self.base.on_epoch_recorded(registry, record)

@@ -63,7 +63,7 @@ def main() -> None:
         folder = Path("results") / args.name / name
         config = [] if "--config" in command else ["--config", f"{HERE}/digits.yaml"]
         seeds = ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
-        shared = ["--output", str(folder), *seeds, "--jobs", str(args.jobs), "--no_control"]
+        shared = ["--output", str(folder), *seeds, "--jobs", str(args.jobs), "--no_control", "--pilots"]
         lightning_prune(["compare", *config, *command, *shared])
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, final
 import lightning.pytorch as L
 import torch
 import yaml
+from torch.utils.data import TensorDataset
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
@@ -112,7 +113,8 @@ def random_pruning(ratio: float) -> dict[str, Any]:
 
 
 def of_file(name: str, label: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / experiments.HERE / name).read_text())[label]
+    entry: dict[str, Any] = yaml.safe_load((ROOT / experiments.HERE / name).read_text())[label]
+    return entry
 
 
 def noisy(name: str, *row: str) -> Callable[[], float]:
@@ -173,7 +175,7 @@ def wrong_kept_by_el2n() -> float:
     generator = torch.Generator().manual_seed(SEED)
     labels, flipped = inject_label_noise(targets, "symmetric", static.NOISE, 10, generator=generator)
     tracker = EL2N(num_epochs=5)
-    static.fit(static.TensorDataset(images, labels), SEED, 15, ScoreRecorder([tracker]))
+    static.fit(TensorDataset(images, labels), SEED, 15, ScoreRecorder([tracker]))
     scores = ScoreFile.make(tracker.compute(), method="EL2N", keep=tracker.keep, columns=tracker.columns())
     return float(flipped[StaticPruning(scores, 0.5, seed=SEED).choose(len(labels)).indices].double().mean())
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import final
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -104,10 +105,10 @@ class GlyphData(L.LightningDataModule):
         self.train = TensorDataset(images[: self.num_train], labels[: self.num_train])
         self.held_out = TensorDataset(images[self.num_train :], labels[self.num_train :])
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train, self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.held_out, 1000)
 
     test_dataloader = val_dataloader
@@ -136,7 +137,8 @@ class GlyphModel(WeightedLossMixin, L.LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        logits: Tensor = self.net(images)
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
@@ -151,8 +153,8 @@ class GlyphModel(WeightedLossMixin, L.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, targets))
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
-        steps = self.trainer.estimated_stepping_batches
+        steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -7,6 +7,7 @@ torchrun --nproc_per_node 2 -m examples.loops.plain
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 pruner = Pruner(InfoBatch(prune_ratio=0.5), max_epochs=args.epochs, seed=0)
 loader = pruner.attach(data.train_dataloader())  # before the first epoch, its length is that of a full one
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=args.epochs * len(loader))
-parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "pruner": pruner}
+parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "pruner": pruner}
 if args.checkpoint and args.checkpoint.exists():
     for name, state in torch.load(args.checkpoint, weights_only=True).items():
         parts[name].load_state_dict(state)
@@ -42,7 +43,7 @@ for _ in pruner.epochs():
     for images, targets in loader:
         loss = pruner.weighted_loss(F.cross_entropy(model(images), targets, reduction="none"))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         pruner.step_scheduler(scheduler)
     states = {name: part.state_dict() for name, part in parts.items()}  # on every rank: the pruner's is collective

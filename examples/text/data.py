@@ -6,7 +6,7 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
@@ -49,20 +49,22 @@ class TextData(L.LightningDataModule):
         self.save_hyperparameters()
 
     def setup(self, stage: str) -> None:
-        train, test = self.rows(self.hparams.train_file), self.rows(self.hparams.test_file)
+        hp: Any = self.hparams
+        train, test = self.rows(hp.train_file), self.rows(hp.test_file)
         self.classes = sorted({label for label, _ in train})
         if unknown := {label for label, _ in test} - set(self.classes):
             raise ValueError(f"Expected the test labels to be among {self.classes}, but got {sorted(unknown)} too.")
         counts = Counter(word for _, words in train for word in words)
-        frequent = [word for word, _ in counts.most_common(self.hparams.vocabulary - 2)]
+        frequent = [word for word, _ in counts.most_common(hp.vocabulary - 2)]
         self.ids = {word: number for number, word in enumerate(frequent, start=2)}
         self.train, self.held_out = self.encoded(train), self.encoded(test)
 
     def rows(self, file: str) -> list[tuple[str, list[str]]]:
         """Return label and words of each row."""
-        column, limit = self.hparams.label_column, self.hparams.max_length
+        hp: Any = self.hparams
+        column, limit = hp.label_column, hp.max_length
         with Path(file).open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.reader(lines, delimiter="\t" if file.endswith(".tsv") else ","))[int(self.hparams.header) :]
+            rows = list(csv.reader(lines, delimiter="\t" if file.endswith(".tsv") else ","))[int(hp.header) :]
         texts = [" ".join(row[:column] + row[column + 1 :]).lower() for row in rows]
         return [(row[column], WORD.findall(text)[:limit]) for row, text in zip(rows, texts, strict=True)]
 
@@ -72,18 +74,19 @@ class TextData(L.LightningDataModule):
             for label, words in rows
         ]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.train, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.held_out, shuffle=False)
 
-    def loader(self, samples: list[tuple[Tensor, int]], *, shuffle: bool) -> DataLoader:
-        size, workers = self.hparams.batch_size, self.hparams.num_workers
-        return DataLoader(samples, size, shuffle=shuffle, num_workers=workers, collate_fn=padded)
+    def loader(self, samples: list[tuple[Tensor, int]], *, shuffle: bool) -> DataLoader[Any]:
+        hp: Any = self.hparams
+        listed: Any = samples  # a list is as good as a dataset
+        return DataLoader(listed, hp.batch_size, shuffle=shuffle, num_workers=hp.num_workers, collate_fn=padded)
 
 
 def padded(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Return word ids ``(B, T)``, filled up with `PAD`, and labels ``(B,)``."""
     texts, labels = zip(*samples, strict=True)
-    return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=PAD), torch.tensor(labels)
+    return torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=PAD), torch.tensor(labels)

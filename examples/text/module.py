@@ -7,6 +7,7 @@ from typing import final
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
@@ -50,7 +51,8 @@ class TextModule(WeightedLossMixin, L.LightningModule):
         padding = words == PAD
         states = self.words(words) + self.positions[: words.shape[1]]
         states = self.encoder(states, src_key_padding_mask=padding).masked_fill(padding.unsqueeze(2), 0)
-        return self.head(states.sum(1) / (~padding).sum(1, keepdim=True))
+        logits: Tensor = self.head(states.sum(1) / (~padding).sum(1, keepdim=True))
+        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         words, targets = batch
@@ -64,7 +66,7 @@ class TextModule(WeightedLossMixin, L.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, targets), batch_size=len(targets), sync_dist=True)
         self.log("val_accuracy", self.accuracy, batch_size=len(targets), prog_bar=True)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)
-        schedule = OneCycleLR(optimizer, self.lr, total_steps=self.trainer.estimated_stepping_batches + 1)
+        schedule = OneCycleLR(optimizer, self.lr, total_steps=int(self.trainer.estimated_stepping_batches) + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

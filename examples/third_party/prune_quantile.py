@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune import PruningCallback, Selection
+from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.table import SampleTable
 from lightning_prune.scoring import Tracker
+from lightning_prune.scoring.trackers.tracker import Batch
 
 
 @final
@@ -45,17 +48,17 @@ class QuantilePruning(PruningCallback):
         self.quantile = quantile
         self.smoothing = smoothing
 
-    def setup_columns(self, registry) -> None:
+    def setup_columns(self, registry: SampleTable) -> None:
         """State lives in the registry, which checkpoints it and keeps it the same on every rank."""
         registry.add_column("smoothed", fill=torch.nan)
 
-    def on_epoch_recorded(self, registry, record) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Take the epoch's losses into the running means; a broken loss starts a mean anew."""
         mean = registry.column("smoothed")
         old, new = mean[record.indices], record.losses
         mean[record.indices] = torch.where(old.isfinite(), torch.lerp(old, new, self.smoothing), new)
 
-    def select(self, registry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw who stays; a pure function of the registry, the epoch and the generator."""
         mean = registry.column("smoothed").nan_to_num(nan=torch.inf, posinf=torch.inf)  # unknown: stays
         easy = mean.argsort(stable=True)[: int(self.quantile * registry.num_samples)]
@@ -79,7 +82,7 @@ class WorstLoss(Tracker):
     def __init__(self, num_samples: int | None = None) -> None:
         super().__init__(num_samples)
 
-    def measure(self, batch) -> Tensor:
+    def measure(self, batch: Batch) -> Tensor:
         """Return the losses."""
         return batch.losses
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 import torchvision
@@ -40,10 +40,10 @@ class CIFARData(ImageData):
 
     def prepare_data(self) -> None:
         for train in (True, False):
-            getattr(torchvision.datasets, self.name)(self.root, train=train, download=True)
+            getattr(torchvision.datasets, str(self.name))(self.root, train=train, download=True)
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
-        cls, tensor = getattr(torchvision.datasets, self.name), to_tensor(*STATISTICS[self.name])
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
+        cls, tensor = getattr(torchvision.datasets, str(self.name)), to_tensor(*STATISTICS[str(self.name)])
         augment = [v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()]
         train = cls(self.root, train=True, transform=v2.Compose([*augment, *tensor]))
         return train, cls(self.root, train=False, transform=v2.Compose(tensor))
@@ -81,7 +81,8 @@ class CIFARNData(ImageData):
     def prepare_data(self) -> None:
         self.clean.prepare_data()
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
+        train: Any
         train, held_out = self.clean.datasets()
         labels = torch.load(self.labels_file, weights_only=False)  # NumPy arrays, pickled
         if self.label_set not in labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from torch.utils.data import Dataset
 
@@ -40,7 +40,7 @@ class Clothing1MData(ImageData):
         self.image_size = image_size
         self.resize = resize
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         augment, plain = cropping(self.resize, self.image_size)
         train = self.listed("noisy_train_key_list.txt", "noisy_label_kv.txt")
         return ListedImages(train, augment), ListedImages(self.listed(self.held_out_list, "clean_label_kv.txt"), plain)

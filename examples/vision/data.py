@@ -31,19 +31,19 @@ class ImageData(L.LightningDataModule, ABC):
         self.num_workers = num_workers
 
     @abstractmethod
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         """Return the data to train on, and to validate on."""
 
     def setup(self, stage: str) -> None:
         self.train, self.held_out = self.datasets()
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.train, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.held_out, shuffle=False)
 
-    def loader(self, dataset: Dataset, *, shuffle: bool) -> DataLoader:
+    def loader(self, dataset: Dataset[Any], *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             self.batch_size,
@@ -55,7 +55,7 @@ class ImageData(L.LightningDataModule, ABC):
 
 
 @final
-class ListedImages(Dataset):
+class ListedImages(Dataset[Any]):
     """Images by path, with their labels, as (tensor, int); in the order of the list.
 
     Args:

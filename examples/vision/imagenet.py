@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -38,7 +38,7 @@ class ImageNetData(ImageData):
         self.augment = augment
         self.erase = erase
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         steps = [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
         if self.augment != "none":
             steps.append(v2.RandAugment() if self.augment == "randaugment" else v2.TrivialAugmentWide())

@@ -8,9 +8,10 @@ from typing import Any, Literal, final
 import lightning.pytorch as L
 import timm
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
@@ -69,12 +70,14 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        logits: Tensor = self.net(images)
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, targets = batch if self.mix is None else self.mix(*batch)  # mixed targets are (B, C)
         logits = self(images)
-        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.hparams.label_smoothing)
+        hp: Any = self.hparams
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=hp.label_smoothing)
         return self.weighted_loss(losses, logits=logits, targets=targets if targets.dim() == 1 else None)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
@@ -84,16 +87,18 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, targets), sync_dist=True)
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
-    def configure_optimizers(self):
-        hp = self.hparams
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        hp: Any = self.hparams
         optimizer = create_optimizer_v2(
             self.net, hp.optimizer, hp.lr, hp.weight_decay, momentum=0.9, filter_bias_and_bn=not hp.decay_all
         )
         if hp.schedule == "halfway":
-            return [optimizer], [MultiStepLR(optimizer, [self.trainer.max_epochs // 2], gamma=0.1)]
-        steps = self.trainer.estimated_stepping_batches + 1  # one more: the schedule is stepped after the last, too
+            return [optimizer], [MultiStepLR(optimizer, [(self.trainer.max_epochs or 0) // 2], gamma=0.1)]
+        steps = (
+            int(self.trainer.estimated_stepping_batches) + 1
+        )  # one more: the schedule is stepped after the last, too
         if hp.schedule == "onecycle":
-            schedule = OneCycleLR(optimizer, hp.lr, total_steps=steps, pct_start=hp.warmup)
+            schedule: LRScheduler = OneCycleLR(optimizer, hp.lr, total_steps=steps, pct_start=hp.warmup)
         else:
             schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step / steps, hp.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

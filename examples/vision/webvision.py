@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from torch.utils.data import Dataset
 
@@ -40,7 +40,7 @@ class WebVisionData(ImageData):
         self.image_size = image_size
         self.resize = resize
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         augment, plain = cropping(self.resize, self.image_size)
         train = self.listed("train_filelist_google.txt", self.root)
         return ListedImages(train, augment), ListedImages(

@@ -43,6 +43,7 @@ def compare_methods(
     control: bool = True,
     until_decided: bool = False,
     max_seeds: int = 20,
+    pilots: bool = False,
     output: str | Path | None = None,
 ) -> Result:
     """Train with several methods, ratios and seeds, and say whether pruning hurt; see ``docs/compare.md``.
@@ -66,6 +67,8 @@ def compare_methods(
         control: Whether full data is run for fewer epochs too, as many steps as each ratio leaves.
         until_decided: Whether seeds are added until every row has a verdict.
         max_seeds: Most seeds then.
+        pilots: Whether each method has one ratio for the whole run, which pilot runs tell where what it saves
+            depends on the losses, instead of going by what its run has saved so far.
         output: Folder to write results, and to go on in, as with the command. None: nothing is kept.
 
     Raises:
@@ -92,7 +95,8 @@ def compare_methods(
         raise RefusedError("Expected `ratios`, shares of the sample-steps to save, such as [0.3, 0.5], but got none.")
     arguments = {**_QUIET, **(trainer or {}), "max_epochs": max_epochs}
     lower = None if better is None else better == "lower"
-    options = Options(metric, lower, margin, control, until_decided, max_seeds, report=None if output is None else {})
+    report: dict[str, Any] | None = None if output is None else {}
+    options = Options(metric, lower, margin, control, until_decided, max_seeds, report=report, pilots=pilots)
     with tempfile.TemporaryDirectory() if output is None else contextlib.nullcontext(str(output)) as name:
         folder = Path(name)
         with folders.hold(folder):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +18,10 @@ from lightning_prune.compare.progress import Bar, cost, duration
 from lightning_prune.compare.result import Result
 from lightning_prune.compare.run import PROBE_BATCHES
 from lightning_prune.compare.verdict import MIN_PAIRS, lower_is_better, next_look
-from lightning_prune.core.ratio import UnreachableError, known_curve, measured_curve, solve
+from lightning_prune.core.ratio import UnreachableError, measured_curve, solve
+
+_POINT = 0.01
+"""How far a run that goes by what it has saved may end from what was asked, beside one sample an epoch."""
 
 
 @final
@@ -34,6 +38,8 @@ class Options:
         max_seeds: Most seeds then.
         first_seed: The first of the seeds.
         report: Arguments of the `PruningReport` of the methods' runs of the first seed. None: they have none.
+        pilots: Whether a method has one ratio for the whole run, which pilot runs tell where it depends on the
+            losses. False: such a method is set epoch by epoch, by what its run has saved so far.
     """
 
     metric: str | None = None
@@ -44,6 +50,7 @@ class Options:
     max_seeds: int = 20
     first_seed: int = 0
     report: dict[str, Any] | None = None
+    pilots: bool = False
 
 
 @final
@@ -98,7 +105,7 @@ class Comparison:
         options: Options,
     ) -> None:
         self.folder, self.trainer, self.runner, self.options = folder, trainer, runner, options
-        self.methods, self.ratios = methods, ratios
+        self.methods, self.ratios = [m if options.pilots else m.budgeted() for m in methods], ratios
         self.metric = options.metric
         self.max_epochs = int(trainer["max_epochs"])
         self.failed: dict[str, str] = {}
@@ -158,6 +165,9 @@ class Comparison:
             self.finish(wanted, bar)
             cells = self.all_cells(pilots)
             self._refuse_nothing_to_compare(cells[len(self._controls()) :])
+            self.add_seeds(cells, 1, bar)
+            self.all_runs()  # notes which budgets could not be kept
+            cells = [cell for cell in cells if cell.key not in self.unreachable]
             self.add_seeds(cells, num_seeds, bar)
             while self.options.until_decided and (left := self.undecided(cells)):
                 num_seeds = next_look(max(num_seeds, MIN_PAIRS - 1))
@@ -183,8 +193,11 @@ class Comparison:
                 elif (reason := self.unreachable.get((method.label, ratio))) is not None:
                     lines.append(f"{name}: not run. {reason}")
                     continue
+                elif setting is None:
+                    told = "run as it is"
                 else:
-                    told = "run as it is" if setting is None else f"reaches {self._reach(method):.3f}"
+                    told = f"reaches {method.curve(self.max_epochs)[-1][1]:.3f}"
+                    told += ", if its losses allow it" if method.is_budgeted else ""
                 lines.append(f"{name}: {which}; {told}")
                 specs += [self.spec(Cell(method.label, ratio, method), seed) for seed in self._seeds(num_seeds)]
         left = [spec for spec in specs if not Path(spec["result"]).exists()]
@@ -193,11 +206,6 @@ class Comparison:
         more = f", and more seeds up to {self.options.max_seeds}" if self.options.until_decided else ""
         head = f"{len(specs)} runs, of which {len(specs) - len(left)} are there; the others take about {took}{more}."
         return "\n".join([head, f"metric: {self.metric}", *lines]) + "\n"
-
-    def _reach(self, method: Method) -> float:
-        setting = method.setting
-        assert setting is not None  # noqa: S101  (narrowing)
-        return known_curve(setting, self.max_epochs, method.with_defaults())[-1][1]
 
     def all_cells(self, pilots: dict[str, list[Spec]]) -> list[Cell]:
         """Return the cells, full data and the controls first; what cannot be run is noted.
@@ -235,11 +243,12 @@ class Comparison:
         if pilots:
             curve = measured_curve(setting, [(run["ratio"], run["saved"]) for run in pilots])
         else:
-            curve = known_curve(setting, self.max_epochs, method.with_defaults())
+            curve = method.curve(self.max_epochs)
         cells = []
         for ratio in self.ratios:
             with self._noting(method.label, ratio):
-                solved = solve(method.label, setting, ratio, curve, argument="--prune_ratios")
+                named = replace(setting, bound=method.bound)
+                solved = solve(method.label, named, ratio, curve, argument="--prune_ratios")
                 cells.append(Cell(method.label, ratio, method, solved))
         return cells
 
@@ -335,17 +344,37 @@ class Comparison:
         for path in sorted(self.folder.glob("runs/*/result.json")):
             known[path.parent.name] = json.loads(path.read_text())
         pilots = [name for name, run in known.items() if run["label"].startswith(PILOT)]
-        runs = [run for name, run in known.items() if name not in pilots]
+        self._note_missed([run for name, run in known.items() if name not in pilots])
+        runs = [
+            run
+            for name, run in known.items()
+            if name not in pilots and (run["label"], run["ratio"]) not in self.unreachable
+        ]
         first = [FULL, *(run["label"] for run in runs if run.get("epochs")), *(run["label"] for run in runs)]
         order = {label: place for place, label in enumerate(dict.fromkeys(first))}
         return sorted(runs, key=lambda run: (order[run["label"]], run["ratio"] or 0, run["seed"]))
 
+    def _note_missed(self, runs: Sequence[dict[str, Any]]) -> None:
+        """Note the cells whose runs went by what they had saved, and ended more than a point from what was asked."""
+        bounds = {method.label: method.bound for method in self.methods}
+        found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        for run in runs:
+            if run.get("saved") is not None and run["init_args"].get("save") == run["ratio"] is not None:
+                found.setdefault((run["label"], run["ratio"]), []).append(run)
+        for (label, ratio), own in found.items():
+            saved = statistics.fmean(run["saved"] for run in own)
+            if abs(saved - ratio) > _POINT + own[0].get("resolution", 0.0):
+                self.unreachable[label, ratio] = (
+                    f"Expected `--prune_ratios` that {label} can reach, about {saved:.3f} as its run showed, but got "
+                    f"{ratio:g}. {bounds.get(label, '')}"
+                ).rstrip()
+
     def result(self) -> Result:
         """Return what came out so far."""
-        metric = self.metric or "metric"
+        metric, runs = self.metric or "metric", self.all_runs()
         lower = lower_is_better(metric) if self.options.lower is None else self.options.lower
         return Result(
-            self.all_runs(), metric, self.max_epochs, lower=lower, margin=self.options.margin, failed=self.failed,
+            runs, metric, self.max_epochs, lower=lower, margin=self.options.margin, failed=self.failed,
             unreachable=self.unreachable, num_jobs=self.runner.num_jobs,
         )  # fmt: skip
 

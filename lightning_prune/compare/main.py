@@ -63,6 +63,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="loss of the metric that would not matter (default: half a point of an accuracy, 1 %% of others)",
     )
     parser.add_argument("--better", choices=["higher", "lower"], help="of the metric (default: as its name says)")
+    parser.add_argument(
+        "--pilots",
+        action="store_true",
+        help="set each method to one ratio for the whole run, which pilot runs tell where what it saves depends on the "
+        "losses, instead of going by what its run has saved so far",
+    )
     parser.add_argument("--no_control", action="store_true", help="do not run full data for fewer epochs")
     parser.add_argument("--budget_epochs", type=int, help="epochs of each run, instead of trainer.max_epochs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
@@ -167,6 +173,7 @@ def _run(
         max_seeds=options.max_seeds,
         first_seed=options.first_seed,
         report=report,
+        pilots=options.pilots,
     )
     comparison = Comparison(folder, trainer, Processes(options.jobs, fresh=not alone), methods, ratios, judged)
     comparison.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard, final
 
@@ -14,8 +14,9 @@ import yaml
 import lightning_prune
 from lightning_prune import PruningCallback, scoring
 from lightning_prune.core.method import arguments_of, ratio_setting
-from lightning_prune.core.ratio import RatioSetting
-from lightning_prune.methods._wrapper import ScoreWrapper
+from lightning_prune.core.ratio import MEASURED, Curve, RatioSetting, known_curve
+from lightning_prune.methods._wrapper import MethodWrapper, ScoreWrapper
+from lightning_prune.methods.budget import budgeted
 
 FULL = "full data"
 PILOT = "pilot of "
@@ -47,7 +48,11 @@ class Method:
     @property
     def base(self) -> Method | None:
         """The method that it wraps, if any."""
-        entry = self.init_args.get("base") if issubclass(self.cls, ScoreWrapper) else None
+        return self._wrapped if issubclass(self.cls, ScoreWrapper) else None
+
+    @property
+    def _wrapped(self) -> Method | None:
+        entry = self.init_args.get("base") if issubclass(self.cls, MethodWrapper) else None
         entry = {"class_path": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
             return None  # what it is instead, the parser of the configuration will say
@@ -61,6 +66,45 @@ class Method:
             return setting and setting.measured_at(*ScoreWrapper.wrapped_pilots)
         setting = ratio_setting(self.cls)
         return None if setting is None or setting.fixed_by(self.init_args) else setting
+
+    @property
+    def _innermost(self) -> Method:
+        return self if self._wrapped is None else self._wrapped._innermost
+
+    @property
+    def is_budgeted(self) -> bool:
+        """Whether a run of it goes by what it has saved so far."""
+        return issubclass(self.cls, MethodWrapper) and not issubclass(self.cls, ScoreWrapper)
+
+    def budgeted(self) -> Method:
+        """Return the same set epoch by epoch, so that the run saves a share; itself where no pilots are needed anyway.
+
+        A method of somebody else's that does not say how a ratio sets it is left to pilots, too.
+        """
+        setting = self.setting
+        if setting is None or not setting.pilots or ratio_setting(self._innermost.cls) is MEASURED:
+            return self
+        entry = budgeted({"class_path": self.class_path, "init_args": self.init_args})
+        return replace(self, class_path=entry["class_path"], init_args=entry["init_args"])
+
+    def curve(self, max_epochs: int) -> Curve:
+        """Return what it saves where it is set to a share, as far as is known without a run: of a budget, the most."""
+        setting = self.setting
+        assert setting is not None  # noqa: S101  (narrowing)
+        if not self.is_budgeted:
+            return known_curve(setting, max_epochs, self.with_defaults())
+        inner = self._innermost
+        warmup = {"warmup_epochs": max(self.init_args.get("warmup_epochs", 0), inner.init_args.get("warmup_epochs", 0))}
+        own = ratio_setting(inner.cls)
+        assert own is not None  # noqa: S101  (narrowing)
+        most = known_curve(own, max_epochs, {**inner.with_defaults(), **warmup})[-1][1]
+        return [(0.0, 0.0), (most, most)]
+
+    @property
+    def bound(self) -> str:
+        """Why it reaches no further, and what to do."""
+        setting = ratio_setting(self._innermost.cls)
+        return "" if setting is None else setting.bound
 
     def arguments(self, solved: dict[str, Any]) -> dict[str, Any]:
         """Return its arguments with those that set it to a ratio, which may be its base's."""

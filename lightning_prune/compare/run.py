@@ -73,6 +73,7 @@ class Stopwatch(Callback):
         return {
             "metrics": _numbers(trainer),
             "saved": saved if full_steps is None else 1 - trainer.global_step / full_steps,
+            "resolution": 1 / registries[0].num_samples if registries else 0.0,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "threads": torch.get_num_threads(),

@@ -128,7 +128,7 @@ class Session:
         """Return what an epoch trains, with the limits that are known already; None: of a stream of unknown length."""
         if isinstance(batches, Stream):
             n, size = batches.num_samples, batches.batch_size or 1
-            shape = EpochShape(n, n, size, batches.num_replicas) if n else None
+            shape = EpochShape(n, n, size, batches.num_replicas, drops=bool(batches.filters)) if n else None
         else:
             sampler = batches.sampler
             size = batches.batch_size or -(-sampler.total // (batches.full_length * sampler.num_replicas))

@@ -23,6 +23,8 @@ class EpochShape:
         drop_last: Whether a last batch that is shorter is left out.
         limit: Batches of an epoch, or the share of them, that is trained.
         accumulate: Batches of an optimizer step.
+        drops: Whether samples that are not selected are left out. False: of a stream whose dataset does not drop them,
+            they are trained with weight 0.
     """
 
     num_samples: int
@@ -32,6 +34,7 @@ class EpochShape:
     drop_last: bool = False
     limit: int | float = 1.0
     accumulate: int = 1
+    drops: bool = True
 
     def batches(self, selected: int) -> int:
         """Return the batches of each rank in an epoch of so many selected samples."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -215,6 +215,12 @@ class Budget(MethodWrapper):
             raise MisconfigurationException(
                 f"Expected a run limited by {expected}, of which Budget({goal.name}={goal.value:g}) is a part, but got "
                 f"max_epochs={moment.max_epochs} and max_steps={moment.max_steps}."
+            )
+        if not _shape_of(registry).drops and not self.picks_in_batch and self.save != 0:
+            raise UnreachableError(
+                "Expected a stream whose dataset drops what is not selected, but got one that trains all its samples, "
+                f"some with weight 0: Budget({goal.name}={goal.value:g}) would save no steps. Wrap the dataset: "
+                "`lightning_prune.data.PrunedStream(dataset, key=...)`."
             )
         spent = self._spent(registry)
         hard = (0.0, self._setting.most)
@@ -432,6 +438,20 @@ class Budget(MethodWrapper):
         if self.hours is not None:
             own["budget_hours"] = (registry.state[_SECONDS][0] / 3600).float()
         return own | super().metrics(registry)
+
+
+def budgeted(entry: Mapping[str, Any], **goal: float) -> dict[str, Any]:
+    """Return what a yaml file says of a method, with a budget around it.
+
+    Args:
+        entry: The method's ``class_path`` and ``init_args``.
+        goal: ``save``, ``hours`` or ``steps``.
+
+    Example:
+        >>> budgeted({"class_path": "InfoBatch"}, save=0.4)["init_args"]
+        {'save': 0.4, 'base': {'class_path': 'InfoBatch'}}
+    """
+    return {"class_path": f"lightning_prune.{Budget.__name__}", "init_args": {**goal, "base": dict(entry)}}
 
 
 def _innermost(method: PruningCallback) -> PruningCallback:

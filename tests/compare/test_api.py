@@ -26,11 +26,11 @@ def make_model():
 
 @pytest.fixture(scope="module")
 def result():
-    aligned = {"class_path": "AlignPrune", "init_args": {"base": {"class_path": "OrderDP"}, "window": 2}}
+    smoothed = {"class_path": "BatchLossScore", "init_args": {"base": {"class_path": "OrderDP"}}}
     methods = [
         "RandomPruning",
         Keeping,
-        {"aligned": aligned, "crash": {"class_path": "tests.compare.methods.Crashing"}},
+        {"smoothed": smoothed, "crash": {"class_path": "tests.compare.methods.Crashing"}},
     ]
     return compare_methods(make_model, make_data, methods, [0.5], seeds=3, max_epochs=4, metric="val_loss")
 
@@ -42,11 +42,11 @@ def test_runs(result):
         ("full data, 2 of 4 epochs", None): 3,
         ("RandomPruning", 0.5): 3,
         ("Keeping", 0.5): 3,
-        ("aligned", 0.5): 3,
+        ("smoothed", 0.5): 3,
         ("crash", None): 0,
     }
     assert result.lower
-    for key in (("RandomPruning", 0.5), ("full data, 2 of 4 epochs", None)):
+    for key in (("RandomPruning", 0.5), ("smoothed", 0.5), ("full data, 2 of 4 epochs", None)):
         assert rows[key].saved == pytest.approx([0.5] * 3, abs=0.03)
     values = list(rows["full data", None].values.values())
     assert len(set(values)) == 3

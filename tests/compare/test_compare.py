@@ -14,6 +14,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+import lightning_prune
 from lightning_prune.cli import main
 from tests.compare import command
 
@@ -44,6 +45,7 @@ METHODS = {
     "OrderDP (0.6, 0.5)": {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.6, "exploit_ratio": 0.5}},
 }
 FEWER = "full data, 2 of 3 epochs"
+BOUND = lightning_prune.InfoBatch.set_by_ratio.bound
 LONG = ["--methods", "RandomPruning", "--prune_ratios", "0.4", "--budget_epochs", "100000"]
 
 
@@ -149,7 +151,7 @@ def nobody_is_left():
 def test_results_crashes_and_more_runs_later(capsys):
     """Cells that crash, or cannot be reached, are marked; the others are there."""
     one = ["--prune_ratios", "0.5", "--seeds", "1"]
-    compare("--methods", "OrderDP,RandomPruning,InfoBatch", "methods.yaml", *one, "--jobs", "2", code=1)
+    compare("--methods", "OrderDP,RandomPruning,InfoBatch", "methods.yaml", *one, "--jobs", "2", "--pilots", code=1)
     done = results()
     names = ("full-data", FEWER.replace(" ", "-"), "OrderDP-0.5", "OrderDP-(0.6,-0.5)", "RandomPruning-0.5")
     assert {*done} == {f"{name}-seed-0" for name in names} | {"pilot-of-InfoBatch-0.5-seed-0"}
@@ -253,8 +255,10 @@ def test_nobody_outlives_a_kill_and_the_command_goes_on_where_it_was(start, caps
 
 
 def test_measured_reach_is_told_before_the_runs(capsys):
-    message = refused(capsys, "--methods", "RePB,InfoBatch", "--prune_ratios", "0.7", "--seeds", "1")
-    assert "that RePB can reach, at most 0.633, but got 0.7" in message
+    args = ["--methods", "RePB,InfoBatch", "--prune_ratios", "0.7", "--seeds", "1"]
+    assert "that RePB can reach, at most 0.633, but got 0.7" in refused(capsys, *args)
+    assert not results()
+    assert "that RePB can reach, at most 0.633, but got 0.7" in refused(capsys, *args, "--pilots")
     assert list(results()) == ["pilot-of-InfoBatch-0.5-seed-0"]
 
 
@@ -284,7 +288,7 @@ def test_dry_run_checks_and_trains_nothing(capsys):
     args = ["--methods", "RandomPruning,RePB,InfoBatch", "--prune_ratios", "0.3,0.7", "--dry_run"]
     compare(*args, "--until_decided")
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("25 runs, of which 0 are there; the others take about ")
+    assert said[0].startswith("21 runs, of which 0 are there; the others take about ")
     assert said[0].endswith(", and more seeds up to 20.")
     assert said[1:] == [
         "metric: val_accuracy",
@@ -296,9 +300,14 @@ def test_dry_run_checks_and_trains_nothing(capsys):
         "RePB at 0.3: seeds 0 to 2; reaches 0.633",
         "RePB at 0.7: not run. Expected `--prune_ratios` that RePB can reach, at most 0.633, but got 0.7. Its first "
         "epoch is full.",
-        "InfoBatch at 0.3: seeds 0 to 2; what it reaches is measured by 1 pilot runs",
-        "InfoBatch at 0.7: seeds 0 to 2; what it reaches is measured by 1 pilot runs",
+        "InfoBatch at 0.3: seeds 0 to 2; reaches 0.300, if its losses allow it",
+        "InfoBatch at 0.7: not run. Expected `--prune_ratios` that InfoBatch can reach, at most 0.300, but got 0.7. "
+        + BOUND,
     ]
+    compare(*args, "--pilots")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("25 runs, ")
+    assert "InfoBatch at 0.7: seeds 0 to 2; what it reaches is measured by 1 pilot runs" in said
     assert not results()
     assert "one that the training logs, of ['val_accuracy', 'val_loss'], but got 'val_f1'" in refused(
         capsys, *args, "--metric", "val_f1"

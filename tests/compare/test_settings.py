@@ -22,6 +22,7 @@ GIVEN = {
     "SelectiveBackprop": {"start": 0.1, "end": 1.0, "interrupt": 0},
 }
 EPOCH_LEVEL = ["RandomPruning", "RS2", "StaticPruning", "OrderDP", "EpsilonGreedy", "UCB", "ImportanceSampling", "RePB"]
+ORDER = {"class_path": "OrderDP", "init_args": {}}
 BATCH_LEVEL = ["DivBS", "RHOLoss", "SelectiveBackprop"]
 
 
@@ -108,6 +109,31 @@ def test_warmup_counts(name):
 )
 def test_methods_measured_by_pilots(method, ratio):
     assert saved_if_asked(method, ratio) == pytest.approx(ratio, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio"),
+    [
+        (Method("InfoBatch", "lightning_prune.InfoBatch"), 0.35),
+        (Method("SeTa", "lightning_prune.SeTa"), 0.3),
+        (Method("a", "lightning_prune.AlignPrune", {"base": ORDER, "window": 5}), 0.3),
+        (Method("b", "lightning_prune.BatchLossScore", {"base": {"class_path": "RePB", "init_args": {}}}), 0.6),
+    ],
+    ids=["InfoBatch", "SeTa", "AlignPrune", "BatchLossScore"],
+)
+def test_methods_that_needed_pilots_go_by_what_they_have_saved(method, ratio):
+    found = method.budgeted()
+    assert found.setting.pilots == ()
+    (_, (most, reach)) = found.curve(EPOCHS)
+    assert ratio < most == reach < 1
+    assert saved(found, {"save": ratio}) == pytest.approx(ratio, abs=0.01)
+
+
+def test_what_needs_no_pilots_stays_as_it_is():
+    for name in (*EPOCH_LEVEL, *BATCH_LEVEL):
+        assert method_of(name).budgeted() == method_of(name)
+    somebodys = Method("Halved", "tests.compare.methods.Halved")
+    assert somebodys.budgeted() == somebodys
 
 
 @pytest.mark.parametrize("base", ["InfoBatch", "RePB"])
