@@ -106,7 +106,7 @@ def test_commands_can_start(name, root, tmp_path, monkeypatch):
     for command in commands[:1]:  # the others have other labels
         options, rest = make_parser().parse_known_args(command[1:])
         methods = [method for text in options.methods for method in read_methods(text)]
-        config = _resolve(options.config, rest, methods[:2])
+        config, _ = _resolve(options.config, rest, methods[:2])
         assert config["trainer"]["max_epochs"] == 6
         assert config["data"]["init_args"]["root"] == str(root)
         assert bool(options.prune_ratios) == any(method.setting for method in methods)

@@ -34,7 +34,7 @@ def test_commands_can_start(name, monkeypatch):
         config = [] if "--config" in command else ["--config", "examples/experiments/digits.yaml"]
         options, rest = make_parser().parse_known_args([*config, *command])
         methods = [method for text in options.methods for method in read_methods(text)]
-        assert _resolve(options.config, rest, methods)["trainer"]["max_epochs"] > 1
+        assert _resolve(options.config, rest, methods)[0]["trainer"]["max_epochs"] > 1
         assert bool(options.prune_ratios) == any(method.setting for method in methods)
         assert all(0 < _ratio(text) < 1 for text in options.prune_ratios)
 
