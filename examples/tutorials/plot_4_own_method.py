@@ -133,7 +133,7 @@ for test in (
     contract.test_permuting_the_samples,
 ):
     test()
-    print(f"{test.__name__}: {test.__doc__.strip().splitlines()[0]}")
+    print(f"{test.__name__}: {(test.__doc__ or '').strip().splitlines()[0]}")
 
 # %%
 # The page "Test a method, or a score, of your own" lists all tests and the attributes that say what yours promises.

@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
@@ -68,8 +69,8 @@ class SOPModule(WeightedLossMixin, L.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, targets), sync_dist=True)
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
-    def configure_optimizers(self):
-        hp = self.hparams
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        hp: Any = self.hparams
         network = {"params": self.net.parameters(), "lr": hp.lr, "momentum": 0.9, "weight_decay": 5e-4}
         optimizer = torch.optim.SGD([network, *self.sop.param_groups(hp.lr_u, hp.lr_v)])
         steps = self.trainer.estimated_stepping_batches + 1  # one more: the schedule is stepped after the last, too

@@ -13,7 +13,7 @@ from examples.vision.data import ImageData, to_tensor
 
 
 @final
-class Views(Dataset):
+class Views(Dataset[Any]):
     """A dataset's images twice, and each sample's id: ((weak, strong), target, id).
 
     Args:
@@ -55,7 +55,7 @@ class TwoViews(ImageData):
     def prepare_data(self) -> None:
         self.data.prepare_data()
 
-    def datasets(self) -> tuple[Dataset, Dataset]:
+    def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         train, held_out = self.data.datasets()
         strong = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
-        return Views(train, v2.Compose([*strong, *to_tensor(*STATISTICS[self.name])])), held_out
+        return Views(train, v2.Compose([*strong, *to_tensor(*STATISTICS[str(self.name)])])), held_out
