@@ -178,9 +178,9 @@ EXPERIMENTS: dict[str, dict[tuple[str, ...], Setting]] = {
         (noise, name): Setting(make, kind, rate)
         for (noise, (kind, rate)), (name, make) in product(NOISES.items(), METHODS.items())
     },
-    "next": {  # the supplement's own "symmetric" noise, A.3: the next class
-        (f"next class {rate:.0%}", name): Setting(make, "symmetric_next", rate)
-        for rate, (name, make) in product((0.2, 0.4, 0.5), METHODS.items())
+    "next": {  # the supplement's own "symmetric" noise, A.3, at its rates
+        (f"next class {rate:.0%}", name): Setting(METHODS[name], "symmetric_next", rate)
+        for rate, name in product((0.2, 0.5), (*BASE, "AlignPrune", "AlignPrune, rescale=False"))
     },
     "bases": {
         (name,): Setting(make)
