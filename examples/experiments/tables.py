@@ -208,6 +208,7 @@ CELLS = {
         EXPERIMENTS, "Kinds of noise", ("symmetric 40%", "AlignPrune, rescale=False"), "accuracy, %",
         noisy("kinds", "symmetric 40%", "AlignPrune, rescale=False"),
     ),
+    "bases": Cell(EXPERIMENTS, "Every base", ("SeTa",), "accuracy, %", noisy("bases", "SeTa")),
     "cnn": Cell(EXPERIMENTS, "A network that memorises", ("InfoBatch",), "accuracy, %", noisy("cnn", "InfoBatch")),
     "windows": Cell(EXPERIMENTS, "Windows", ("window 20",), "accuracy, %", noisy("windows", "window 20")),
     "correlations": Cell(EXPERIMENTS, "Correlations", ("cosine",), "accuracy, %", noisy("correlations", "cosine")),

@@ -251,7 +251,7 @@ class AlignPrune(ScoreWrapper):
         vary by less than a millionth of what they were in the last windows count as constant, and score 0. ``rescale``
         changes no expectation: with the base's weights, the gradient stays unbiased for the noisy data. SeTa slides
         from low to high scores, as its own code does with losses: here from the least to the best aligned samples.
-        The paper does not say in which order.
+        The paper does not say in which order; in either, both ends are left out as often, and wrong labels stay.
 
     References:
         "AlignPrune", CVPR 2026. Missing observations and the instant of the reference's loss are not specified there.
