@@ -21,7 +21,7 @@ from lightning_prune.compare import run
 from lightning_prune.compare.run import PARENT, write_json
 
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 Spec = dict[str, Any]
 
 
@@ -84,24 +84,30 @@ class Processes(Runner):
                     spec, process = job
                     running.remove(job)
                     done = process.exitcode == 0 and Path(spec["result"]).exists()
-                    on_end(spec, None if done else _reason(_log(spec), process.exitcode or 0))
+                    on_end(spec, None if done else reason_of(log_of(spec), process.exitcode or 0))
         finally:
             _end([process for _, process in running])
 
     def _start(self, context: Any, spec: Spec) -> BaseProcess:
-        folder = Path(spec["folder"])
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.tmp"):  # of a command that was killed while it wrote
-            stale.unlink(missing_ok=True)
-        write_json(folder / "spec.json", spec)
+        path = prepare(spec)
         environment = dict(os.environ)
         if self.num_jobs > 1:  # else each process would use every core
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.num_jobs)))
-        args = (str(folder / "spec.json"), str(_log(spec)), os.getcwd(), environment, self.fresh)
+        args = (str(path), str(log_of(spec)), os.getcwd(), environment, self.fresh)
         process: BaseProcess = context.Process(target=_train, args=args)
         with _without_main():
             process.start()
         return process
+
+
+def prepare(spec: Spec) -> Path:
+    """Write what a run is told into its folder; return that file."""
+    folder = Path(spec["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.tmp"):  # of a command that was killed while it wrote
+        stale.unlink(missing_ok=True)
+    write_json(folder / "spec.json", spec)
+    return folder / "spec.json"
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
@@ -109,13 +115,13 @@ def _end(processes: Sequence[BaseProcess]) -> None:
     for kind in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         for process in processes:
             if process.exitcode is None and process.pid is not None:
-                _signal_group(process.pid, kind)
-        deadline = time.monotonic() + _GRACE_SECONDS
+                signal_group(process.pid, kind)
+        deadline = time.monotonic() + GRACE_SECONDS
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
 
 
-def _signal_group(pid: int, kind: int) -> None:
+def signal_group(pid: int, kind: int) -> None:
     """Send a signal to a run's group of processes, or to the run alone if it has none yet."""
     try:
         os.killpg(pid, kind)
@@ -124,7 +130,8 @@ def _signal_group(pid: int, kind: int) -> None:
             os.kill(pid, kind)
 
 
-def _log(spec: Spec) -> Path:
+def log_of(spec: Spec) -> Path:
+    """Return the file of what a run prints."""
     return Path(spec["folder"]) / "log.txt"
 
 
@@ -166,7 +173,7 @@ def _train(spec_path: str, log_path: str, directory: str, environment: dict[str,
     run.main(Path(spec_path))
 
 
-def _reason(log: Path, code: int) -> str:
+def reason_of(log: Path, code: int) -> str:
     """Return why a process ended: the last line that says something, or the signal."""
     if code < 0:
         return f"killed by signal {-code}, see {log}"

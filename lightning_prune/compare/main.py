@@ -24,7 +24,7 @@ from lightning_prune.cli import PruneCLI
 from lightning_prune.compare import folder as folders
 from lightning_prune.compare import verdict
 from lightning_prune.compare.engine import Comparison, Options
-from lightning_prune.compare.jobs import Processes
+from lightning_prune.compare.launchers import make_runner
 from lightning_prune.compare.methods import Method, RefusedError, known_methods, read_methods
 from lightning_prune.compare.run import callback_argument
 from lightning_prune.parser import CommandParser
@@ -72,6 +72,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_control", action="store_true", help="do not run full data for fewer epochs")
     parser.add_argument("--budget_epochs", type=int, help="epochs of each run, instead of trainer.max_epochs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
+    parser.add_argument(
+        "--launcher",
+        default="local",
+        help="where runs go: local (default), ray, submitit (Slurm), or the import path of an executor of "
+        "concurrent.futures",
+    )
+    parser.add_argument("--launcher_args", default="{}", help="its arguments, as in '{num_cpus: 4, num_gpus: 1}'")
     parser.add_argument("--metric", help="logged metric to compare, as it is at the end (default: the first accuracy)")
     parser.add_argument("--output", help="folder of runs and results (default: results/NAME_OF_CONFIG)")
     parser.add_argument("--dry_run", action="store_true", help="check everything, and list the runs and their time")
@@ -175,7 +182,8 @@ def _run(
         report=report,
         pilots=options.pilots,
     )
-    comparison = Comparison(folder, trainer, Processes(options.jobs, fresh=not alone), methods, ratios, judged)
+    runner = make_runner(options.launcher, _launcher_args(options), options.jobs, folder, fresh=not alone)
+    comparison = Comparison(folder, trainer, runner, methods, ratios, judged)
     comparison.check()
     if options.dry_run:
         sys.stdout.write(comparison.forecast(options.seeds))
@@ -190,6 +198,24 @@ def _run(
     except ModuleNotFoundError as error:
         sys.stderr.write(f"Written: {folder / 'results.csv'}, {folder / 'results.md'}, ... No plots: {error}\n")
     return len(result.failed)
+
+
+def _launcher_args(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of the launcher.
+
+    Raises:
+        RefusedError: If they are no mapping.
+    """
+    try:
+        arguments = yaml.safe_load(options.launcher_args)
+    except yaml.YAMLError:
+        arguments = None
+    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+        raise RefusedError(
+            "Expected `--launcher_args` to be a mapping, such as '{num_cpus: 4, num_gpus: 1}', but got "
+            f"{options.launcher_args!r}."
+        )
+    return arguments
 
 
 def _split(texts: Sequence[str]) -> list[str]:
