@@ -7,6 +7,7 @@ A trial is ended at a validation, by an exception: the callbacks leave nothing b
 """
 
 import argparse
+from typing import final
 
 import lightning.pytorch as L
 import optuna
@@ -15,6 +16,7 @@ from examples.digits.task import DigitsData, DigitsModel
 from lightning_prune import InfoBatch
 
 
+@final
 class ReportToTrial(L.Callback):
     """Tells Optuna each validation's accuracy, and ends the trial if that is too low."""
 
