@@ -20,16 +20,16 @@ from lightning_prune import InfoBatch
 class ReportToTrial(L.Callback):
     """Tells Optuna each validation's accuracy, and ends the trial if that is too low."""
 
-    def __init__(self, trial):
+    def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.trial.report(float(trainer.callback_metrics["val_accuracy"]), step=trainer.current_epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-def run(trial, max_epochs):
+def run(trial: optuna.Trial, max_epochs: int) -> float:
     """Train with what the trial suggests; return the accuracy."""
     L.seed_everything(0, verbose=False)
     model = DigitsModel(width=trial.suggest_int("width", 2, 8), lr=trial.suggest_float("lr", 1e-3, 0.3, log=True))
@@ -52,7 +52,7 @@ def run(trial, max_epochs):
     return float(trainer.callback_metrics["val_accuracy"])
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> optuna.Study:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--max_epochs", type=int, default=8)

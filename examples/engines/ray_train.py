@@ -9,7 +9,9 @@ per-sample state is in it. So does the same command with the same --name, after 
 
 import argparse
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import ray.train
@@ -21,7 +23,7 @@ from examples.digits.task import DigitsData, DigitsModel
 from lightning_prune import InfoBatch
 
 
-def train(config, callbacks=()):
+def train(config: dict[str, Any], callbacks: Sequence[L.Callback] = ()) -> None:
     """Be one of Ray's workers."""
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
@@ -45,7 +47,7 @@ def train(config, callbacks=()):
         prepare_trainer(trainer).fit(DigitsModel(width=8), DigitsData(), ckpt_path=path, weights_only=False)
 
 
-def make_trainer(args, train_loop=train):
+def make_trainer(args: argparse.Namespace, train_loop: Callable[[dict[str, Any]], None] = train) -> TorchTrainer:
     """Return what runs the workers."""
     return TorchTrainer(
         train_loop,
@@ -60,7 +62,7 @@ def make_trainer(args, train_loop=train):
     )
 
 
-def parse(arguments=None):
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--max_epochs", type=int, default=10)
