@@ -195,6 +195,10 @@ CELLS = {
         EXPERIMENTS, "The same on glyphs", ("RandomPruning", "70 %"), "val_accuracy",
         from_yaml(GLYPHS, random_pruning(0.7)),
     ),
+    "fewer_epochs": Cell(
+        EXPERIMENTS, "Fewer epochs instead", ("digits, 6 of 20",), "val_accuracy",
+        from_yaml(DIGITS, None, "--trainer.max_epochs=6"),
+    ),
     "repb": Cell(EXPERIMENTS, "(b)", ("RePB",), "val_accuracy", from_yaml(DIGITS, of_file("repb.yaml", "RePB"))),
     "orderdp": Cell(
         EXPERIMENTS, "(c)", ("OrderDP, s 0.707, q 0.707",), "val_accuracy",
