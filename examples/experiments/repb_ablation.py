@@ -52,3 +52,27 @@ class RePBWithoutRescaling(ScoreWrapper):
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         self.base.on_epoch_recorded(registry, record)
+
+
+@final
+class RePBWithoutWindows(ScoreWrapper):
+    """Losses do not count: of the trained samples each leaves with the same chance, as many as RePB would have leave.
+
+    Args:
+        prune_ratio: That of RePB.
+        rescale: Weigh losses by attendance. False: all weigh 1, and resampling is all that is left of RePB.
+        seed: That of RePB.
+    """
+
+    def __init__(self, prune_ratio: float = 0.5, rescale: bool = True, *, seed: int | None = None) -> None:
+        super().__init__(RePB(prune_ratio, seed=seed))
+        self.rescale = rescale
+
+    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+        selection = self.base.select(registry, epoch, generator)
+        return selection if self.rescale else Selection(selection.indices)
+
+    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+        self.base.on_epoch_recorded(registry, record)
+        chance, trained = registry.column(_CHANCE), registry.selected
+        chance[trained] = chance[trained].mean()

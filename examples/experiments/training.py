@@ -27,6 +27,7 @@ def train(
     data: L.LightningDataModule,
     epochs: int,
     callbacks: Sequence[L.Callback] = (),
+    validate_every: int | None = None,
     **monitored: Any,
 ) -> tuple[list[dict[str, float]], ScoreRegistry, float]:
     """Train once; return what the monitor saw, epoch by epoch, the registry and the accuracy at the end.
@@ -37,6 +38,7 @@ def train(
         data: What it trains on.
         epochs: Number of epochs.
         callbacks: Further callbacks.
+        validate_every: Epochs from one validation to the next. None: one, at the end.
         monitored: Arguments of `PruningMonitor`.
     """
     monitor, registry = PruningMonitor(**monitored), ScoreRegistry()
@@ -48,7 +50,7 @@ def train(
         enable_model_summary=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=epochs,
+        check_val_every_n_epoch=validate_every or epochs,
         callbacks=[registry, *([] if method is None else [method]), monitor, *callbacks],
     )
     trainer.fit(model, data)

@@ -1,4 +1,4 @@
-"""Importance sampling (Salaün et al., 2023): draw in proportion to gradient norms, weigh by the inverse probability."""
+"""Importance sampling (Salaün et al., 2023, 2024): draw in proportion to gradients, weigh by the inverse chance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_prune.core.stats import count_nonfinite, finite_mean
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import first_where_unknown, moving_average
-from lightning_prune.methods._shared import output_grad_norm
+from lightning_prune.methods._shared import output_grad_norm, output_grads
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.trainer.callback import PruningCallback
 
@@ -74,6 +74,46 @@ def _with_nonfinite(importance: Tensor, num_keep: int) -> Tensor:
     if num_first < num_keep:
         chances[finite] = importance_inclusion(importance[finite], num_keep - num_first)
     return chances
+
+
+def multiple_importance(output_grads: Tensor) -> Tensor:
+    """Return the importance of samples under one distribution per output, all of which draw alike.
+
+    ``sum_c |g_ic| / sum_j |g_jc|``: a sample's chance by output c is in proportion to its gradient there, so an output
+    with small gradients, as of a rare class, draws as many samples as the others. Drawn by this importance and weighted
+    by the inverse chance, the distributions are combined by the balance heuristic of multiple importance sampling.
+
+    Args:
+        output_grads: Gradients of the losses by each output ``(n, C)``; of a sample with a NaN or infinite one nothing
+            is known.
+
+    Returns:
+        ``(n,)``, of the dtype of ``output_grads``, mean 1 over the known ones (unless an output has no gradient at
+        all, which draws nothing); NaN: unknown.
+
+    Raises:
+        TypeError: If ``output_grads`` is not a floating-point tensor.
+        ValueError: If it is not ``(n, C)`` with n, C >= 1.
+
+    References:
+        Salaün et al., "Multiple Importance Sampling for Stochastic Gradient Estimation", 2024, arXiv:2407.15525.
+
+    Example:
+        >>> multiple_importance(torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.1]]))
+        tensor([1.1250, 0.3750, 1.5000])
+    """
+    if not isinstance(output_grads, Tensor) or not output_grads.is_floating_point():
+        got = output_grads.dtype if isinstance(output_grads, Tensor) else type(output_grads).__name__
+        raise TypeError(f"Expected `output_grads` to be a floating-point tensor, but got {got}.")
+    if output_grads.dim() != 2 or output_grads.numel() == 0:
+        raise ValueError(
+            f"Expected `output_grads` to have shape (n, C) with n, C >= 1, but got {tuple(output_grads.shape)}."
+        )
+    known = output_grads.isfinite().all(1)
+    sizes = output_grads.abs().where(known[:, None], 0).double()
+    totals = sizes.sum(0)
+    shares = torch.where(totals > 0, sizes / totals, 0).mean(1) * known.sum()
+    return shares.to(output_grads.dtype).where(known, torch.nan)
 
 
 def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -131,34 +171,38 @@ class ImportanceSampling(PruningCallback):
     ``self.weighted_loss(losses, logits=logits, targets=targets)``, or the norm itself as ``grad_norm``, else its loss.
     It is averaged over the epochs that trained the sample. Losses are weighted by the inverse of the probability to be
     drawn: each epoch's expected gradient sum is that of the full data, whatever the importance. The first epoch trains
-    on everything. Every epoch has the same number of samples, and nothing anneals.
+    on everything. Every epoch has the same number of samples, and nothing anneals. With ``num_outputs`` there is one
+    distribution for each output of the model, see :func:`multiple_importance`; it needs logits and targets.
 
     Args:
         prune_ratio: Share of all samples left out of each epoch, in [0, 1), or a schedule.
         smoothing: Weight of the old importance against a new one, in [0, 1). 0: the last one counts.
         floor: Least importance in force, as a share of the mean one, in [0, 1]: it bounds the weights. 0: a millionth.
             1: samples below the mean are all alike.
+        num_outputs: Number of outputs C, to combine one distribution for each (4 C bytes a sample). None: one in all.
         seed: Seed of the draws. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything (the first always does).
         scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
         log: Log ``prune/*`` once an epoch.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; at the first step, if ``num_outputs`` is not that of the logits.
 
     Note:
         The paper draws each batch with replacement and weighs by ``1 / (n p)``; here an epoch is drawn at once, without
         repeats, from probabilities that are fixed at its start. The weights of an epoch add up to about n, as in
         InfoBatch, not to the number drawn: its steps are fewer and larger. Samples without an importance, or whose last
         loss is not finite, come first, with weight 1; only while these are more than the places is the gradient biased
-        (to them).
+        (to them). The paper of 2024 can also combine its distributions by weights that are optimal for each parameter's
+        gradient, which no weight of a loss can do; here they are those of the balance heuristic.
 
     References:
-        Salaün et al., "Online Importance Sampling for Stochastic Gradient Optimization", 2023, arXiv:2311.14468.
+        Salaün et al., "Online Importance Sampling for Stochastic Gradient Optimization", 2023, arXiv:2311.14468;
+        "Multiple Importance Sampling for Stochastic Gradient Estimation", 2024, arXiv:2407.15525.
 
     Example:
         >>> ImportanceSampling(prune_ratio=0.5)
-        ImportanceSampling(prune_ratio=0.5, smoothing=0.3, floor=0.1)
+        ImportanceSampling(prune_ratio=0.5, smoothing=0.3, floor=0.1, num_outputs=None)
     """
 
     ranks_by_scores = False
@@ -171,6 +215,7 @@ class ImportanceSampling(PruningCallback):
         prune_ratio: Ratio = 0.3,
         smoothing: float = 0.3,
         floor: float = 0.1,
+        num_outputs: int | None = None,
         *,
         seed: int | None = None,
         warmup_epochs: int = 0,
@@ -183,17 +228,32 @@ class ImportanceSampling(PruningCallback):
         check_ratio("floor", floor, closed_high=True)
         self.prune_ratio = prune_ratio
         self.smoothing = smoothing
+        if num_outputs is not None:
+            check_int("num_outputs", num_outputs, low=2)
+            self.record_names = tuple(f"{_IMPORTANCE}_{c}" for c in range(num_outputs))
         self.floor = floor
+        self.num_outputs = num_outputs
 
     def setup_columns(self, registry: SampleTable) -> None:
         """Declare the importance; NaN: none yet."""
-        registry.add_column(_IMPORTANCE, fill=torch.nan)
+        registry.add_column(_IMPORTANCE, fill=torch.nan, slots=self.num_outputs)
 
     def per_sample(self, step: StepRecord) -> dict[str, Tensor]:
         """Return the gradient norms of the step, or its losses if it passed neither them nor logits and targets."""
+        if self.num_outputs is not None:
+            return self._by_output(step)
         if step.grad_norm is None and (step.logits is None or step.targets is None):
             return {_IMPORTANCE: step.recorded_losses}
         return {_IMPORTANCE: output_grad_norm(step, "ImportanceSampling")}
+
+    def _by_output(self, step: StepRecord) -> dict[str, Tensor]:
+        """Return the sizes of the gradients by each output."""
+        sizes = output_grads(step, "ImportanceSampling(num_outputs=...)").abs()
+        if sizes.shape[1] != self.num_outputs:
+            raise ValueError(
+                f"Expected `num_outputs={sizes.shape[1]}`, as the logits have, but got {self.num_outputs}."
+            )
+        return dict(zip(self.record_names, sizes.unbind(1), strict=True))
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw by importance, and weigh by the inverse of the chance."""
@@ -201,7 +261,10 @@ class ImportanceSampling(PruningCallback):
         k = count_kept(registry.num_samples, 1 - ratio)
         if epoch == 0 or k == registry.num_samples:
             return Selection.all(registry.num_samples)
-        importance = first_where_unknown(registry.column(_IMPORTANCE), registry)
+        importance = registry.column(_IMPORTANCE)
+        if self.num_outputs is not None:
+            importance = multiple_importance(importance.T)
+        importance = first_where_unknown(importance, registry)
         least = finite_mean(importance).float() * max(self.floor, _LEAST_FLOOR)
         inclusion = importance_inclusion(torch.maximum(importance, least), k)
         drawn = Selection.from_mask(_systematic_mask(inclusion, generator))
@@ -209,7 +272,7 @@ class ImportanceSampling(PruningCallback):
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the importance of the trained samples."""
-        importance = registry.column(_IMPORTANCE)
-        new = record.extra[_IMPORTANCE].clamp(min=0)
-        moved = moving_average(importance.index_select(0, record.indices), new, 1 - self.smoothing)
-        importance.scatter_(0, record.indices, moved)
+        importance = registry.column(_IMPORTANCE).view(-1, registry.num_samples)
+        new = torch.stack([record.extra[name] for name in self.record_names]).clamp_(min=0)
+        moved = moving_average(importance.index_select(1, record.indices), new, 1 - self.smoothing)
+        importance.index_copy_(1, record.indices, moved)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import count_true
-from lightning_prune.core.checks import check_choice, check_ratio, check_scores
+from lightning_prune.core.checks import check_choice, check_int, check_ratio, check_scores
 from lightning_prune.core.moment import Moment
 from lightning_prune.core.plan import Selection, random_submask
 from lightning_prune.core.ratio import Arguments, Ratio, RatioSetting, check_schedule, ratio_at
@@ -71,6 +71,33 @@ def infobatch(
     kept = Selection.from_mask(~dropped)
     weight_if_low = torch.tensor([1.0, 1 / keep_ratio], dtype=torch.float32, device=scores.device)
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
+
+
+def adjusted_epochs(max_epochs: int, saved: float, target: float) -> int:
+    """Return the epochs in which a run that saves a share trains as much as one of ``max_epochs`` that saves another.
+
+    InfoBatch saves what its losses allow, so its authors set the share of a comparison by the number of epochs:
+    "adjusted epochs", more where it saves more than the share that is asked for, fewer where it saves less.
+
+    Args:
+        max_epochs: Epochs of the full run.
+        saved: Share that the method saves, in [0, 1): `prune/saved_fraction` of a run of ``max_epochs``.
+        target: Share of the full run that is to be saved, in [0, 1).
+
+    Returns:
+        ``max_epochs * (1 - target) / (1 - saved)``, rounded, at least 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> adjusted_epochs(200, saved=0.37, target=0.3), adjusted_epochs(200, saved=0.37, target=0.7)
+        (222, 95)
+    """
+    check_int("max_epochs", max_epochs, low=1)
+    check_ratio("saved", saved)
+    check_ratio("target", target)
+    return max(1, round(max_epochs * (1 - target) / (1 - saved)))
 
 
 def _active(moment: Moment, given: Arguments) -> float:

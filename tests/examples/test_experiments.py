@@ -15,7 +15,7 @@ from examples.experiments import run as experiments
 from examples.experiments.analysis import surrogate, unbiasedness
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
-from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling
+from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling, RePBWithoutWindows
 from examples.experiments.reporting import spread, table
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import AlignPrune, InfoBatch, PruningMonitor, RePB
@@ -63,6 +63,36 @@ def test_without_resampling_nobody_returns():
 def test_without_rescaling_all_weigh_one():
     assert all(weights is None for _, weights in run(RePBWithoutRescaling(0.7, seed=0)))
     assert any(weights is not None and float(weights.max()) > 1 for _, weights in run(RePB(0.7, seed=0)))
+
+
+def test_without_windows_losses_do_not_count():
+    """The chances to stay are RePB's on average, and all alike."""
+    seen = []
+
+    class Check(RePB):
+        def on_epoch_recorded(self, registry, record):
+            super().on_epoch_recorded(registry, record)
+            seen.append((registry.column("repb_chance").clone(), registry.selected.clone()))
+
+    method = RePBWithoutWindows(0.7, rescale=False, seed=0)
+    method.base = Check(0.7, seed=0)
+    columns = []
+    plain = type(method).on_epoch_recorded
+
+    def noted(self, registry, record):
+        plain(self, registry, record)
+        columns.append(registry.column("repb_chance").clone())
+
+    type(method).on_epoch_recorded = noted
+    try:
+        assert all(weights is None for _, weights in run(method))
+    finally:
+        type(method).on_epoch_recorded = plain
+    for (chance, trained), column in zip(seen, columns, strict=True):
+        assert len(torch.unique(column[trained])) == 1
+        assert float(column[trained][0]) == pytest.approx(float(chance[trained].mean()))
+        assert torch.equal(column[~trained], chance[~trained])
+    assert any(weights is not None for _, weights in run(RePBWithoutWindows(0.7, seed=0)))
 
 
 def test_noisy_digits_know_their_noise():

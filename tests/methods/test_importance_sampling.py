@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import ImportanceSampling
-from lightning_prune.functional import importance_inclusion, systematic_sample
+from lightning_prune.functional import importance_inclusion, multiple_importance, systematic_sample
 from tests.cli_check import check_yaml
 from tests.helpers import BareModel, Model, make_loader, make_trainer, registry_of
 from tests.reference import importance as reference
@@ -264,3 +264,71 @@ def test_bad_rule_input():
     for bad in (1.5, -0.5, math.nan):
         with pytest.raises(ValueError, match=r"`inclusion` in \[0, 1\]"):
             systematic_sample(torch.tensor([0.5, bad]))
+
+
+def grads_with_a_rare_class():
+    """Gradients of 200 samples by 4 outputs, the last of which only five samples move."""
+    grads = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
+    grads[:, 3] = 0
+    grads[:5, 3] = 0.01
+    return grads
+
+
+def test_multiple_importance_against_a_loop():
+    grads = grads_with_a_rare_class()
+    grads[7, 2] = torch.nan
+    rows = [row for i, row in enumerate(grads.tolist()) if i != 7]
+    totals = [sum(abs(row[c]) for row in rows) for c in range(4)]
+    expected = [199 / 4 * sum(abs(row[c]) / totals[c] for c in range(4)) for row in rows]
+    found = multiple_importance(grads)
+    assert bool(found[7].isnan())
+    assert found[torch.arange(200) != 7].tolist() == pytest.approx(expected, rel=1e-5)
+    assert sum(expected) == pytest.approx(199)
+
+
+def test_the_balance_heuristic_is_unbiased_and_steadier():
+    """Exact variances under independent draws: that of the rare output falls against draws by the norm."""
+    grads = grads_with_a_rare_class()
+    chances = {
+        "norm": importance_inclusion(grads.norm(dim=1), 40),
+        "multiple": importance_inclusion(multiple_importance(grads), 40),
+    }
+    spread = {}
+    for name, pi in chances.items():
+        assert float(pi.sum()) == pytest.approx(40)
+        spread[name] = (grads.double().square() * (1 / pi - 1)[:, None]).sum(0)
+    assert float(spread["multiple"][3]) < 0.5 * float(spread["norm"][3])
+    generator, draws = torch.Generator().manual_seed(1), []
+    for _ in range(3000):
+        ids = systematic_sample(chances["multiple"], generator=generator)
+        draws.append((grads[ids].double() / chances["multiple"][ids, None]).sum(0))
+    draws = torch.stack(draws)
+    error = (draws.std(0) / 3000**0.5).clamp(min=1e-9)  # the rare samples are in every draw
+    assert float(((draws.mean(0) - grads.double().sum(0)) / error).abs().max()) < 5
+
+
+def test_a_run_with_one_distribution_for_each_output():
+    checked = []
+
+    class Check(ImportanceSampling):
+        def on_epoch_recorded(self, registry, record):
+            old = registry.column("importance").clone()
+            super().on_epoch_recorded(registry, record)
+            new = torch.stack([record.extra[f"importance_{c}"] for c in range(2)])
+            moved = torch.where(old[:, record.indices].isnan(), new, 0.3 * old[:, record.indices] + 0.7 * new)
+            torch.testing.assert_close(registry.column("importance")[:, record.indices], moved)
+            checked.append(len(record.indices))
+
+    make_trainer(Check(0.5, num_outputs=2, seed=0), max_epochs=4).fit(Model(), make_loader())
+    assert checked == [40, 20, 20, 20]
+
+
+def test_outputs_that_are_not_those_of_the_logits():
+    with pytest.raises(ValueError, match="`num_outputs=2`, as the logits have, but got 5"):
+        make_trainer(ImportanceSampling(num_outputs=5)).fit(Model(), make_loader())
+    with pytest.raises(ValueError, match="`num_outputs` to be an int >= 2"):
+        ImportanceSampling(num_outputs=1)
+    with pytest.raises(ValueError, match=r"shape \(n, C\)"):
+        multiple_importance(torch.ones(3))
+    with pytest.raises(TypeError, match="floating-point"):
+        multiple_importance(torch.ones(3, 2, dtype=torch.int64))

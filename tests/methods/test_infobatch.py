@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune import InfoBatch
-from lightning_prune.functional import infobatch
+from lightning_prune import InfoBatch, ScoreRegistry
+from lightning_prune.functional import adjusted_epochs, infobatch
 from lightning_prune.methods._shared import num_pruning_epochs
 from tests.helpers import Model, make_loader, make_trainer, registry_of
 
@@ -229,3 +229,25 @@ def test_what_is_trained_is_what_the_rule_keeps():
     counts = registry_of(trainer).counts
     for index in range(40):
         assert counts[index] == sum(index in ids for _, ids in model.seen)
+
+
+def test_adjusted_epochs_train_as_much_as_asked():
+    """A pilot run says what is saved; the run trains within a tenth of what was asked (longer ones save some more)."""
+
+    def trained(epochs):
+        registry = ScoreRegistry()
+        make_trainer(registry, InfoBatch(0.7, anneal_ratio=1.0, seed=0), max_epochs=epochs).fit(Model(), make_loader())
+        return int(registry.counts.sum()), registry.saved_fraction
+
+    _, saved = trained(12)
+    assert 0.1 < saved < 0.7
+    for target in (0.1, 0.6):
+        epochs = adjusted_epochs(12, saved=saved, target=target)
+        assert (epochs > 12) == (saved > target)
+        assert trained(epochs)[0] == pytest.approx(12 * 40 * (1 - target), rel=0.1)
+
+
+@pytest.mark.parametrize("kwargs", [{"max_epochs": 0}, {"saved": 1.0}, {"target": -0.1}])
+def test_adjusted_epochs_refuses(kwargs):
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(kwargs))}`"):
+        adjusted_epochs(**{"max_epochs": 10, "saved": 0.3, "target": 0.5, **kwargs})
