@@ -68,11 +68,11 @@ class RePBWithoutWindows(ScoreWrapper):
         super().__init__(RePB(prune_ratio, seed=seed))
         self.rescale = rescale
 
-    def select(self, registry: ScoreRegistry, epoch: int, generator: torch.Generator) -> Selection:
+    def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         selection = self.base.select(registry, epoch, generator)
         return selection if self.rescale else Selection(selection.indices)
 
-    def on_epoch_recorded(self, registry: ScoreRegistry, record: EpochRecord) -> None:
+    def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         self.base.on_epoch_recorded(registry, record)
         chance, trained = registry.column(_CHANCE), registry.selected
         chance[trained] = chance[trained].mean()
