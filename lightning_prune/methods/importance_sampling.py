@@ -207,7 +207,7 @@ class ImportanceSampling(PruningCallback):
 
     ranks_by_scores = False
     weighs_losses = True
-    record_names = (_IMPORTANCE,)
+    record_names: tuple[str, ...] = (_IMPORTANCE,)
     set_by_ratio = FIRST_FULL
 
     def __init__(
