@@ -49,7 +49,7 @@ from lightning_prune.scoring import (
 RATIOS = (0.3, 0.5, 0.7)
 NOISE = 0.2
 SCALED = "TDDS, loss scaled"
-CHOOSING = ("ContextualDiversity", "CRAIG", "GLISTER", "Herding", "KCenter", "Prune4ReL")
+CHOOSING = ("ContextualDiversity", "CRAIG", "DP", "ELFS", "GLISTER", "Herding", "KCenter", "Prune4ReL")
 Results = dict[str, dict[float, list[float]]]
 Runs = dict[str, Callable[[float], StaticPruning]]
 
@@ -122,6 +122,9 @@ def score(train: TensorDataset, seed: int, epochs: int) -> Runs:
         for one in trackers
     }
     files["Moderate"] = score_features("Moderate", features)
+    files["Influence"] = score_features("Influence", features, seed=seed)
+    files["MoSo"] = score_features("MoSo", features)
+    files["ELFS, pseudo-clean"] = score_features("ELFS", features, seed=seed, pseudo_clean=True)
     files["SSP"] = score_features("SSP", features, seed=seed)
     files["DeepFool"] = score_module("DeepFool", model, loader, progress=False)
     draw = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))

@@ -16,6 +16,7 @@ from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import make_generator
 from lightning_prune.core.table import SampleTable
 from lightning_prune.scoring._inputs import check_targets
+from lightning_prune.scoring.random_scores import RANDOM_CORESET, random_scores
 from lightning_prune.scoring.score_file import ScoreFile, has_weights, load_scores
 from lightning_prune.scoring.selectors.beta_sampling import beta_sampling
 from lightning_prune.scoring.selectors.ccs import ccs
@@ -37,7 +38,7 @@ class StaticPruning(PruningCallback):
 
     Args:
         scores: Path of a score file, its content, or scores ``(n,)`` by sample id. If the file has loss weights, as
-            CRAIG's has, they are applied, with a mean of 1.
+            CRAIG's has, they are applied, with a mean of 1. ``"random"``: a random coreset, the baseline, of ``seed``.
         prune_ratio: Share of all samples left out, in [0, 1). Of a method that chooses samples instead of scoring all,
             at least the one that it chose for, and with weights just that.
         selector: ``"top"``: what the score's paper keeps, which is an end, or of Moderate the middle. ``"middle"``:
@@ -50,7 +51,7 @@ class StaticPruning(PruningCallback):
         selector_args: Further arguments of the selector: for ``"ccs"`` ``hard_cutoff``, ``num_strata`` and
             ``cutoff_scores`` (tensor or path of an AUM file; of scores other than AUM a cutoff needs it), for
             ``"beta"`` ``c_d`` and ``difficulty_mean`` (in a DUAL file already).
-        seed: Seed of the selectors that draw. None: the global seed set by Lightning, else 0.
+        seed: Seed of ``"random"`` and of the selectors that draw. None: the global seed set by Lightning, else 0.
         warmup_epochs: Epochs at the start that train on everything.
         scale_lr_schedule: Let step-interval schedules end on time although epochs are shorter.
         log: Log ``prune/*`` once an epoch.
@@ -68,7 +69,7 @@ class StaticPruning(PruningCallback):
     ranks_by_scores = False
     set_by_ratio = RatioSetting(read_in="setup_columns")
     takes_new_samples = False
-    needs_arguments = ("it needs a file of scores", "scores: FILE.npz")
+    needs_arguments = ("it needs a file of scores, or the word `random`", "scores: FILE.npz")
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class StaticPruning(PruningCallback):
         Raises:
             ValueError: If the scores are not of ``num_samples`` samples, or the selector cannot work with them.
         """
-        file = _read(self.scores, num_samples)
+        file = self._file(num_samples)
         if self.prune_ratio == 0:
             return Selection.all(num_samples)
         k = num_keep(num_samples, 1 - self.prune_ratio)
@@ -152,6 +153,13 @@ class StaticPruning(PruningCallback):
             return chosen
         weights = file.columns["weights"][chosen.indices].double()
         return replace(chosen, weights=(weights / weights.mean()).float())
+
+    def _file(self, num_samples: int) -> ScoreFile:
+        """Return the scores that were given, or random ones."""
+        if isinstance(self.scores, str) and self.scores == "random":
+            generator = make_generator(self.resolved_seed, 0, RANDOM_CORESET)
+            return ScoreFile.make(random_scores(num_samples, generator=generator), method="Random", keep="high")
+        return _read(self.scores, num_samples)
 
     def _choose_ids(self, file: ScoreFile, k: int) -> Tensor:
         num_samples = len(file.scores)

@@ -11,7 +11,7 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.cli import main
-from lightning_prune.scoring import load_scores, score_module
+from lightning_prune.scoring import StaticPruning, load_scores, score_module
 from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS, try_parameters
 from lightning_prune.scoring.trackers.entropy import entropy
 from lightning_prune.scoring.trainer import ScoringTrainer
@@ -139,6 +139,17 @@ def test_uncertainty_is_that_of_the_finished_model(tmp_path):
     torch.testing.assert_close(file.scores, expected)
 
 
+def test_random_scores_need_no_training(config, capsys, monkeypatch):
+    monkeypatch.setattr(CommandModel, "training_step", None)
+    score(config, "--method=Random", "--save_to=random.npz", "--method_args.seed=3")
+    assert "Random: scores of 40 samples" in capsys.readouterr().out
+    kept = StaticPruning("random.npz", 0.5).choose(40).indices
+    assert torch.equal(kept, StaticPruning("random", 0.5, seed=3).choose(40).indices)
+    assert "`seed` to be an int >= 0" in fails(
+        capsys, "--config", config, "--method=Random", "--save_to=a.npz", "--method_args.seed=-1"
+    )
+
+
 def test_a_trained_module_is_scored_in_one_pass(config, capsys):
     score(config, "--method=KCenter", "--prune_ratio=0.5", "--save_to=scores")
     file = load_scores("scores/kcenter.npz", 40)
@@ -165,6 +176,27 @@ def test_recording_resumes_from_a_checkpoint(config):
     score(config, *arguments, "--save_to=whole.npz", *saving)
     score(config, *arguments, "--save_to=resumed.npz", "--ckpt_path=points/epoch=1.ckpt")
     assert torch.equal(load_scores("resumed.npz").scores, load_scores("whole.npz").scores)
+
+
+def test_the_mean_over_checkpoints(config, capsys):
+    """MoSo's states are weighed by their learning rates, which the checkpoints hold."""
+    expected, grand = torch.zeros(40), torch.zeros(40)
+    for i, rate in enumerate((0.1, 0.3)):
+        torch.manual_seed(i)
+        model = CommandModel()
+        model.layer.weight.data.normal_()
+        optimizer = {"param_groups": [{"lr": rate, "params": []}], "state": {}}
+        torch.save({"state_dict": model.state_dict(), "optimizer_states": [optimizer]}, f"{i}.ckpt")
+        expected += rate * score_module("MoSo", model, make_loader(), progress=False).scores / 2
+        grand += score_module("GraNd", model, make_loader(), progress=False).scores / 2
+    both = '--checkpoints=["0.ckpt","1.ckpt"]'
+    for method, scores in (("MoSo", expected), ("GraNd", grand)):
+        score(config, f"--method={method}", "--save_to=a.npz", both, "--overwrite=true")
+        file = load_scores("a.npz", 40)
+        torch.testing.assert_close(file.scores, scores)
+    assert file.meta["parameters"]["checkpoints"] == ["0.ckpt", "1.ckpt"]
+    message = fails(capsys, "--config", config, "--method=EL2N", "--save_to=b.npz", both, "--ckpt_path=0.ckpt")
+    assert "Expected `checkpoints` or `ckpt_path`, but got both" in message
 
 
 def test_fit_on_what_was_scored(config):
@@ -226,6 +258,9 @@ def save_nothing(path):
         (["--save_to=a.npz", "--method=GraNd"], "Expected `features` for GraNd, but got None. Write"),
         (["--save_to=a.npz", "--method=CRAIG", "--prune_ratio=1"], "`prune_ratio` to be a number in [0, 1)"),
         (["--save_to=a.npz", "--ckpt_path=none.ckpt"], "there is no file 'none.ckpt'"),
+        (["--save_to=a.npz", "--method=EL2N", "--checkpoints=[none.ckpt]"], "there is no file 'none.ckpt'"),
+        (["--save_to=a.npz", "--method=EL2N", "--checkpoints=[]"], "`checkpoints` to name at least one"),
+        (["--save_to=a.npz", "--method=KCenter", "--checkpoints=[a.ckpt]"], "`method` to be one of ['DeepFool'"),
         (["--save_to=a.npz", "--prune_ratio=much"], "prune_ratio"),
         (["--save_to=a.npz", "--model.passes=[]", "--method=EL2N"], "Expected `logits` for EL2N"),
         (["--save_to=a.npz", "--model.passes=[]", "--method=Moderate"], "shows only losses"),

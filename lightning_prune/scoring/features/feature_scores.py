@@ -19,11 +19,15 @@ from lightning_prune.scoring._inputs import check_targets
 from lightning_prune.scoring.features.collect import Features, batches, collect_features, in_order, split_batch
 from lightning_prune.scoring.features.contextual_diversity import contextual_diversity
 from lightning_prune.scoring.features.craig import craig
+from lightning_prune.scoring.features.dataset_pruning import dataset_pruning, influence_vectors
 from lightning_prune.scoring.features.deepfool import deepfool
+from lightning_prune.scoring.features.elfs import agreement, double_end_scores, proxy_margins, pseudo_labels
 from lightning_prune.scoring.features.glister import glister
 from lightning_prune.scoring.features.herding import herding
+from lightning_prune.scoring.features.influence import influence
 from lightning_prune.scoring.features.kcenter import kcenter
 from lightning_prune.scoring.features.moderate import moderate_distance
+from lightning_prune.scoring.features.moso import moso
 from lightning_prune.scoring.features.prune4rel import prune4rel
 from lightning_prune.scoring.features.ssp import spherical_kmeans, ssp_score
 from lightning_prune.scoring.recorder import TRACKERS
@@ -64,9 +68,14 @@ def _craig(shown: Features, keep_ratio: float, generator: torch.Generator, param
     return _Result(scores, columns={"weights": weights}, num_ranked=len(chosen))
 
 
-def _ssp(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+def _num_clusters(shown: Features, parameters: dict[str, Any]) -> int:
+    """Return the number that was given, or that of the classes."""
     clusters = parameters.pop("num_clusters", None)
-    clusters = len(torch.unique(shown.targets)) if clusters is None else clusters
+    return len(torch.unique(shown.targets)) if clusters is None else clusters
+
+
+def _ssp(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+    clusters = _num_clusters(shown, parameters)
     return _Result(
         ssp_score(shown.features, spherical_kmeans(shown.features, clusters, generator=generator, **parameters))
     )
@@ -74,6 +83,36 @@ def _ssp(shown: Features, keep_ratio: float, generator: torch.Generator, paramet
 
 def _moderate(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
     return _Result(moderate_distance(shown.features, shown.targets, **parameters), keep="middle")
+
+
+def _influence(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+    return _Result(influence(shown.logits, shown.features, shown.targets, generator=generator, **parameters))
+
+
+def _dp(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+    searched = {name: parameters.pop(name) for name in ("max_change", "swaps") if name in parameters}
+    vectors = influence_vectors(shown.logits, shown.features, shown.targets, generator=generator, **parameters)
+    size = None if searched.get("max_change") is not None else len(shown) - num_keep(len(shown), keep_ratio)
+    kept = torch.ones(len(shown), dtype=torch.bool)
+    kept[dataset_pruning(vectors, size, generator=generator, **searched)] = False
+    lengths = vectors.norm(dim=1).cpu().masked_fill(~kept, -1)
+    order = lengths.argsort(descending=True, stable=True)[: int(kept.sum())]  # the most influential are kept longest
+    return _Result(rank_scores(order, len(shown)), num_ranked=len(order))
+
+
+def _elfs(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+    clusters = _num_clusters(shown, parameters)
+    cutoff, clean = parameters.pop("hard_cutoff", None), parameters.pop("pseudo_clean", False)
+    labels = pseudo_labels(shown.features, clusters, generator=generator)
+    margins = proxy_margins(shown.features, labels, generator=generator, **parameters)
+    columns = {"pseudo_labels": labels, "margin": margins}
+    if clean:
+        return _Result(margins - 2 * (~agreement(labels, shown.targets)).float(), columns=columns)
+    return _Result(double_end_scores(margins, (1 - keep_ratio) / 3 if cutoff is None else cutoff), columns=columns)
+
+
+def _moso(shown: Features, keep_ratio: float, generator: torch.Generator, parameters: dict[str, Any]) -> _Result:
+    return _Result(moso(shown.logits, shown.features, shown.targets))
 
 
 _CHOSEN = "chosen early; 0: not chosen"
@@ -84,14 +123,30 @@ _RULES: dict[str, tuple[_Rule, tuple[str, ...], str]] = {
         _CHOSEN,
     ),
     "CRAIG": (_craig, (), "chosen, with a weight; 0: not chosen"),
+    "DP": (
+        _dp,
+        ("damping", "dimensions", "hessian_samples", "max_change", "swaps"),
+        "kept, and influential; 0: pruned",
+    ),
+    "ELFS": (
+        _elfs,
+        ("hard_cutoff", "learning_rate", "num_clusters", "num_epochs", "pseudo_clean"),
+        "hard, but not the very hardest; or, of a pseudo-clean set, typical and labelled as its neighbours",
+    ),
     "GLISTER": (
         _chosen(lambda s, k, g, p: glister(s.logits, s.features, s.targets, k, **p)),
         ("learning_rate", "rounds", "step"),
         _CHOSEN,
     ),
     "Herding": (_chosen(lambda s, k, g, p: herding(s.features, k, **p)), ("farthest",), _CHOSEN),
+    "Influence": (
+        _influence,
+        ("damping", "hessian_samples", "kind"),
+        "the trained parameters, or the loss, depend on it: hard or mislabelled",
+    ),
     "KCenter": (_chosen(lambda s, k, g, p: kcenter(s.features, k, generator=g, **p)), ("first",), _CHOSEN),
     "Moderate": (_moderate, ("center",), "far from the centre of its class; the middle is typical"),
+    "MoSo": (_moso, (), "its gradient agrees with that of the others"),
     "Prune4ReL": (
         _chosen(lambda s, k, g, p: prune4rel(s.probs, s.features, k, **p)),
         ("threshold", "temperature"),
@@ -104,6 +159,8 @@ FINISHED = ("Entropy", "LeastConfidence", "Margin", "SmallLoss")
 """Trackers that papers use on a trained module."""
 ONE_VISIT = ("EL2N", "GraNd", *FINISHED)
 """Trackers that make sense of a single visit: that of a trained module."""
+MEAN_OF_STATES = ("DeepFool", *ONE_VISIT, "Influence", "MoSo")
+"""Methods whose scores of several states of a model have a mean that says something."""
 FEATURE_METHODS = tuple(sorted([*_RULES, "DeepFool"]))
 """Methods that need a trained module; those of :data:`ONE_VISIT` may have one."""
 
@@ -113,15 +170,16 @@ def score_features(
 ) -> ScoreFile:
     """Score a training set by what a trained module shows of it.
 
-    Some methods do not score, but choose sample after sample: ContextualDiversity, CRAIG, GLISTER, Herding, KCenter and
-    Prune4ReL. They choose ``num_keep(n, 1 - prune_ratio)`` samples; the first has the highest score, the last 1, the
-    others 0, so :class:`StaticPruning` with at least this ratio keeps what was chosen first. Of CRAIG all those chosen
-    have score 1 and a loss weight, and the ratio must be the same.
+    Some methods do not score, but choose sample after sample: ContextualDiversity, CRAIG, DP, GLISTER, Herding, KCenter
+    and Prune4ReL. They choose ``num_keep(n, 1 - prune_ratio)`` samples; the first has the highest score, the last 1,
+    the others 0, so :class:`StaticPruning` with at least this ratio keeps what was chosen first. Of CRAIG all those
+    chosen have score 1 and a loss weight, and the ratio must be the same.
 
     Args:
-        method: ``"ContextualDiversity"``, ``"CRAIG"``, ``"GLISTER"``, ``"Herding"``, ``"KCenter"``, ``"Moderate"``,
-            ``"Prune4ReL"``, ``"SSP"``; or a tracker that can do with one visit: ``"EL2N"``, ``"Entropy"``, ``"GraNd"``,
-            ``"LeastConfidence"``, ``"Margin"``, ``"SmallLoss"``.
+        method: ``"ContextualDiversity"``, ``"CRAIG"``, ``"DP"``, ``"ELFS"``, ``"GLISTER"``, ``"Herding"``,
+            ``"Influence"``, ``"KCenter"``, ``"Moderate"``, ``"MoSo"``, ``"Prune4ReL"``, ``"SSP"``; or a tracker that
+            can do with one visit: ``"EL2N"``, ``"Entropy"``, ``"GraNd"``, ``"LeastConfidence"``, ``"Margin"``,
+            ``"SmallLoss"``.
         features: What :func:`collect_features` returned; one pass serves any number of methods. Prune4ReL's authors
             show the module strongly augmented views, SSP's take the features of a self-supervised one.
         prune_ratio: Least share that is going to be pruned, in [0, 1), for the methods that choose.
@@ -151,7 +209,7 @@ def score_features(
         rule, _, high = _RULES[method]
         result = rule(features, 1 - prune_ratio, make_generator(seed, 0, method), dict(parameters))
         stated = {**parameters, "seed": seed}
-        stated |= {} if result.num_ranked is None else {"prune_ratio": prune_ratio}
+        stated |= {"prune_ratio": prune_ratio} if result.num_ranked is not None or method == "ELFS" else {}
     columns = result.columns | ({"targets": features.targets} if "targets" in features.given else {})
     return ScoreFile.make(
         result.scores,
@@ -230,7 +288,7 @@ def check_parameters(method: str, parameters: dict[str, Any]) -> None:
         names = inspect.signature(TRACKERS[method].__init__).parameters
         known = tuple(name for name in names if name not in {"self", "num_samples"})
     else:
-        known = ("max_iter",) if method == "DeepFool" else _RULES[method][1]
+        known = {"DeepFool": ("max_iter",), "Random": ("seed",)}.get(method) or _RULES[method][1]
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"Expected parameters of {method} among {list(known)}, but got {unknown}.")
 

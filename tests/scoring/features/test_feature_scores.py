@@ -17,13 +17,20 @@ from lightning_prune.scoring import (
     collect_features,
     contextual_diversity,
     craig,
+    dataset_pruning,
     deepfool,
+    double_end_scores,
     glister,
     herding,
+    influence,
+    influence_vectors,
     kcenter,
     load_scores,
     moderate_distance,
+    moso,
+    proxy_margins,
     prune4rel,
+    pseudo_labels,
     score_features,
     score_module,
     select_middle,
@@ -59,6 +66,7 @@ def ids_by_hand(method, shown, k):
     return {
         "ContextualDiversity": lambda: contextual_diversity(probs, k, generator=generator),
         "CRAIG": lambda: craig(grads, shown.features, shown.targets, k / N).indices,
+        "DP": lambda: kept_by_dp(shown, k),
         "GLISTER": lambda: glister(shown.logits, shown.features, shown.targets, k),
         "Herding": lambda: herding(shown.features, k),
         "KCenter": lambda: kcenter(shown.features, k, generator=generator),
@@ -66,11 +74,27 @@ def ids_by_hand(method, shown, k):
     }[method]()
 
 
+def kept_by_dp(shown, k):
+    generator = make_generator(0, 0, "DP")
+    vectors = influence_vectors(shown.logits, shown.features, shown.targets, generator=generator)
+    pruned = dataset_pruning(vectors, N - k, generator=generator)
+    return torch.tensor(sorted(set(range(N)) - set(pruned.tolist())))
+
+
+def elfs_by_hand(shown):
+    generator = make_generator(0, 0, "ELFS")
+    labels = pseudo_labels(shown.features, 2, generator=generator)
+    return double_end_scores(proxy_margins(shown.features, labels, generator=generator), 0.6 / 3)
+
+
 def scores_by_hand(method, shown, model):
     losses = F.cross_entropy(shown.logits, shown.targets, reduction="none")
     top = shown.probs.sort(1, descending=True).values
     return {
         "DeepFool": lambda: deepfool(model, make_loader().dataset.tensors[0]),
+        "ELFS": lambda: elfs_by_hand(shown),
+        "MoSo": lambda: moso(shown.logits, shown.features, shown.targets),
+        "Influence": lambda: influence(shown.logits, shown.features, shown.targets),
         "Moderate": lambda: moderate_distance(shown.features, shown.targets),
         "SSP": lambda: ssp_score(
             shown.features, spherical_kmeans(shown.features, 2, generator=make_generator(0, 0, "SSP"))
@@ -84,7 +108,7 @@ def scores_by_hand(method, shown, model):
     }[method]()
 
 
-CHOOSING = ("ContextualDiversity", "CRAIG", "GLISTER", "Herding", "KCenter", "Prune4ReL")
+CHOOSING = ("ContextualDiversity", "CRAIG", "DP", "GLISTER", "Herding", "KCenter", "Prune4ReL")
 KEEPS = {"DeepFool": "low", "LeastConfidence": "low", "Margin": "low", "SmallLoss": "low", "Moderate": "middle"}
 
 
