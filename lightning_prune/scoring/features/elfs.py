@@ -93,7 +93,7 @@ def proxy_margins(
     weight = torch.zeros(num_classes, points.shape[1], dtype=torch.float32)
     velocity, sums = torch.zeros_like(weight), torch.zeros(len(points), dtype=torch.float32)
     for _ in range(num_epochs):
-        for rows in torch.randperm(len(points), generator=generator).split(_BATCH):
+        for rows in torch.split(torch.randperm(len(points), generator=generator), _BATCH):
             probs = (points[rows] @ weight.T).softmax(1)
             sums[rows] += target_margin(probs, labels[rows])
             velocity = 0.9 * velocity + (probs - onehot[rows]).T @ points[rows] / len(rows)
@@ -122,7 +122,7 @@ def agreement(labels: Tensor, targets: Tensor) -> Tensor:
     rows, columns = _needed("scipy.optimize").linear_sum_assignment(counts.numpy(), maximize=True)
     match = torch.full((num_clusters,), -1, dtype=torch.int64)
     match[torch.from_numpy(rows)] = torch.from_numpy(columns)
-    return match[labels] == given
+    return torch.eq(match[labels], given)
 
 
 def double_end_scores(margins: Tensor, hard_cutoff: float) -> Tensor:

@@ -92,7 +92,8 @@ def influence(
     direction = (val_errors.T @ val_inputs / len(val_errors))[None]
     probs, sampled = _hessian_rows(probs, inputs, hessian_samples, generator)
     (solved,) = solve_hessian(direction, probs, sampled, damping)
-    return (errors * (inputs @ solved.T)).sum(1).float()
+    scores: Tensor = (errors * (inputs @ solved.T)).sum(1).float()
+    return scores
 
 
 def read_head(logits: Tensor, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +118,7 @@ def parameter_influence(
     """Yield ``H^-1 G_i`` ``(m, C, D + 1)``, float64, of all samples, block by block."""
     shown, sampled = _hessian_rows(probs, inputs, hessian_samples, generator)
     size = max(1, _CHUNK // max(shown.numel(), shown.shape[1] * inputs.shape[1]))
-    for some_errors, some_inputs in zip(errors.split(size), inputs.split(size), strict=True):
+    for some_errors, some_inputs in zip(torch.split(errors, size), torch.split(inputs, size), strict=True):
         yield solve_hessian(some_errors[:, :, None] * some_inputs[:, None], shown, sampled, damping)
 
 
@@ -150,7 +151,8 @@ def solve_hessian(vectors: Tensor, probs: Tensor, inputs: Tensor, damping: float
     scale = left_values.clamp(min=0)[:, None] * right_values.clamp(min=0) + damping
 
     def precondition(values: Tensor) -> Tensor:
-        return left @ ((left.T @ values @ right) / scale) @ right.T
+        found: Tensor = left @ ((left.T @ values @ right) / scale) @ right.T
+        return found
 
     solution, residual = torch.zeros_like(vectors), vectors.clone()
     search = precondition(residual)
