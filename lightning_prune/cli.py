@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import lightning_prune
 from lightning_prune.analysis.trainer import CommandTrainer
+from lightning_prune.core.export import check_writable
 from lightning_prune.mistakes import hints
 
 _PACKAGE = Path(__file__).parent
@@ -162,12 +163,51 @@ class PruneCLI(LightningCLI):
         parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in yaml.")
         return parser
 
+    def before_instantiate_classes(self) -> None:
+        """Look for the files that are named, before model and data are built."""
+        given = self.config.as_dict()
+        given = given.get(self.subcommand or "", given)
+        try:
+            _check_files(given.get("trainer", {}).get("callbacks"), resumes=given.get("ckpt_path") is not None)
+            if given.get("save_to"):
+                _check_folder(Path(given["save_to"]))
+        except OSError as error:
+            self.parser.error(str(error))
+
     def instantiate_classes(self) -> None:
         """Build the configured objects; what an ``__init__`` refuses is the user's to mend, not a traceback."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException) as error:
             self.parser.error(_plain_cause(error))
+
+
+def _check_files(entry: Any, *, resumes: bool) -> None:
+    """Raise OSError if a file that one of our callbacks is to read is not there, or one that it writes cannot be.
+
+    Args:
+        entry: A callback of the configuration, or several; others than ours are left alone.
+        resumes: Whether a checkpoint is named, which holds what was read of the scores.
+    """
+    for one in entry if isinstance(entry, list) else [entry]:
+        if not isinstance(one, dict) or not str(one.get("class_path")).startswith(f"{lightning_prune.__name__}."):
+            continue
+        for name, value in (one.get("init_args") or {}).items():
+            if isinstance(value, dict | list):
+                _check_files(value, resumes=resumes)
+            elif isinstance(value, str) and name in ("scores", "irreducible_losses") and not resumes:
+                _check_readable(name, Path(value))
+            elif isinstance(value, str) and name == "save_to":
+                _check_folder(Path(value))
+
+
+def _check_readable(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file for `{name}`, but there is none at '{path}'.")
+
+
+def _check_folder(path: Path) -> None:
+    check_writable(path if path.suffix else path / "scores.npz", what="file of `save_to`")
 
 
 def _refusal(error: BaseException) -> str | None:

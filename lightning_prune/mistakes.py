@@ -14,12 +14,14 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 import lightning_prune
+from lightning_prune.parser import suggestion
 
 _OPTION = re.compile(r"(?:[Uu]nrecognized arguments: -*|accept option '|Option '|accept nested key ')([\w.]+)")
 _CLASS = re.compile(r"(?:dot import path string: |given class_path ')([\w.]+)")
 _ARGUMENT = re.compile(r"Expected `(\w+)`")
 _OF_THE_COMMAND = ("config", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path",
-                   "weights_only", "print_config", "verbose")  # fmt: skip
+                   "weights_only", "print_config", "verbose", "method", "method_args", "save", "save_to", "table",
+                   "overwrite", "prune_ratio", "output", "top", "probe")  # fmt: skip
 
 
 def hints(message: str, args: Sequence[str]) -> list[str]:
@@ -34,6 +36,8 @@ def hints(message: str, args: Sequence[str]) -> list[str]:
         found += _about_option(option[1], whole="nrecognized" in message)
     if (name := _CLASS.search(message)) and (near := _nearest(name[1].split(".")[-1], lightning_prune.__all__)):
         found.append(f"Did you mean `{near}`?")
+    if told := suggestion(message):
+        found.append(told.strip())
     if "No module named" in message:
         found.append(f"Modules are looked for in {sys.path[0]} and among the installed packages.")
     words = [match[1].split(".")[-1] for pattern in (_OPTION, _CLASS, _ARGUMENT) if (match := pattern.search(message))]
@@ -48,7 +52,7 @@ def _about_option(option: str, whole: bool) -> list[str]:
     if head in lightning_prune.__all__:
         return ["Write it as:", f"    - class_path: {head}", "      init_args:", f"        {last}: ..."]
     near = _nearest(last, _OF_THE_COMMAND if whole and not head else _known_arguments())
-    return [f"Did you mean `{head}{'.' if head else ''}{near}`?"] if near else []
+    return [f"Did you mean `{head}{'.' if head else ''}{near}`?"] if near and near != last else []
 
 
 def _known_arguments() -> list[str]:

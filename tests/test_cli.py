@@ -90,6 +90,26 @@ def test_mistakes_in_the_file(capsys, tmp_path):
     assert "nowhere.yaml" in fails(capsys, "--config", "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    ("callback", "match"),
+    [
+        (
+            {"class_path": "StaticPruning", "init_args": {"scores": "no.npz"}},
+            "for `scores`, but there is none at 'no.npz'",
+        ),
+        ({"class_path": "ScoreRecorder", "init_args": {"save_to": "taken/a.npz"}}, "to be able to write 'taken/a.npz'"),
+        ({"class_path": "RHOLoss", "init_args": {"irreducible_losses": "no.npz"}}, "there is none at 'no.npz'"),
+    ],
+)
+def test_files_are_looked_for_before_model_and_data_are_built(callback, match, capsys, monkeypatch):
+    monkeypatch.setattr("examples.digits.task.DigitsModel.__init__", None)
+    content = yaml.safe_load(Path(CONFIG).read_text())
+    content["trainer"]["callbacks"] = [callback]
+    Path("run.yaml").write_text(yaml.safe_dump(content))
+    Path("taken").write_text("a file")
+    assert match in fails(capsys, "--config", "run.yaml")
+
+
 def test_config_is_saved_beside_the_logs_only(tmp_path):
     (tmp_path / "config.yaml").write_text("mine")
     args = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]

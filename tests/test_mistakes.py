@@ -49,10 +49,28 @@ def test_in_a_file(message, line, hint, args):
         ("seed=3", "seed_everything"),
         ("trainer.callbacks.prune_rat=0.5", "trainer.callbacks.prune_ratio"),
         ("cofnig=x", "config"),
+        ("metod=TDDS", "method"),
+        ("sav=0.3", "save"),
     ],
 )
 def test_an_option(option, near):
     assert hints(f"unrecognized arguments: --{option}", []) == [f"  Did you mean `{near}`?"]
+
+
+def test_an_option_that_is_known_elsewhere():
+    assert not [line for line in hints("Option 'save_to' is not accepted", []) if "Did you mean" in line]
+
+
+@pytest.mark.parametrize(
+    ("message", "near"),
+    [
+        ("Expected `method` to be one of ['AUM', 'TDDS'], but got 'TDS'.", "TDDS"),
+        ("Expected each of `--methods` to be one of RePB, InfoBatch, or a yaml file, but got 'InfoBach'.", "InfoBatch"),
+        ("Expected `--metric` to be one that the training logs, of ['val_acc'], but got 'val_ac'.", "val_acc"),
+    ],
+)
+def test_one_of_several_words(message, near):
+    assert hints(message, [])[0] == f"  Did you mean `{near}`?"
 
 
 def test_where_modules_are_looked_for():

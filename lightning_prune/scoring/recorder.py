@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.core.checks import check_choice
+from lightning_prune.core.export import check_writable
 from lightning_prune.core.names import class_names
 from lightning_prune.core.step import ABSENT
 from lightning_prune.scoring.score_file import save_scores
@@ -61,6 +62,7 @@ class ScoreRecorder(TrainerCallback):
 
     Raises:
         TypeError: If something is not a tracker.
+        OSError: Before the training, if a file cannot be written.
         ValueError: If a name is unknown, at the start of training if the run is too short for a tracker's window, or
             at its end if it ended too early.
 
@@ -97,8 +99,14 @@ class ScoreRecorder(TrainerCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the registry, which knows which samples a batch has."""
         if stage == "fit":
+            if self.save_to is not None and trainer.is_global_zero:
+                for path in self._files(self.save_to):
+                    check_writable(path, what="scores")
             self._registry = ScoreRegistry.attach(trainer, pl_module)
             self._world_size = trainer.world_size
+
+    def _files(self, save_to: str | PathLike[str]) -> list[Path]:
+        return _name_files(Path(save_to), [type(tracker).__name__.lower() for tracker in self.trackers])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh, or from a checkpoint; refuse runs that end before a tracker has a score."""
@@ -211,7 +219,7 @@ class ScoreRecorder(TrainerCallback):
         takes_part = self._registry is None or self._registry.takes_part
         if self.save_to is None or _is_dev_run(trainer) or not takes_part:
             return
-        self.paths = _name_files(Path(self.save_to), [type(tracker).__name__.lower() for tracker in self.trackers])
+        self.paths = self._files(self.save_to)
         for tracker, path in zip(self.trackers, self.paths, strict=True):
             try:
                 scores = tracker.compute()

@@ -197,6 +197,11 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, al
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a score file, of a newer version, of another dataset length, or has NaN scores.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"Expected a score file, but there is none at '{path}'. `lightning-prune score --save_to FILE` writes one, "
+            "or `ScoreRecorder`."
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -146,7 +146,7 @@ def test_what_does_not_fit_fails_before_the_first_step(tmp_path):
     broken = torch.where(torch.arange(40) == 3, torch.nan, SCORES)
     fails("without NaN, but got 1 of 40", broken)
     fails("1 of 40 are NaN", save_scores(tmp_path / "nan.npz", broken, method="X", keep="high"))
-    fails("No such file", tmp_path / "none.npz", error=FileNotFoundError)
+    fails("Expected a score file, but there is none at", tmp_path / "none.npz", error=FileNotFoundError)
     fails("class ids for `class_balanced=True`", SCORES, class_balanced=True)
     fails("`difficulty_mean` for beta sampling", SCORES, selector="beta")
     fails("`k` <= 8, which `hard_cutoff=0.8`", SCORES, 0.5, "ccs", selector_args={"hard_cutoff": 0.8})
