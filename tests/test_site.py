@@ -42,6 +42,10 @@ def test_the_tutorials_ran_and_can_be_had_as_notebooks(site):
         assert json.loads(notebook.read_text())["nbformat"] == 4
 
 
+def test_the_page_of_tutorials_has_a_title(site):
+    assert "<title>Tutorials" in (site / "tutorials" / "index.html").read_text()
+
+
 def test_it_can_be_searched(site):
     index = (site / "searchindex.js").read_text()
     assert "infobatch" in index

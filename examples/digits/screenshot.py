@@ -1,4 +1,4 @@
-"""Take the README's picture of a report: ``make demo``, then ``python -m examples.digits.screenshot``.
+"""Take the pictures of a report, whole and its top: ``make demo``, then ``python -m examples.digits.screenshot``.
 
 Needs Playwright (extra ``dev``) and Chromium (``make browser``).
 """
@@ -14,13 +14,13 @@ from playwright.sync_api import sync_playwright
 
 from examples.browser import find
 
-WIDTH, HEIGHT, GALLERY, GAP = 1160, 1226, 446, 18
+WIDTH, HEIGHT, TOP, GALLERY, GAP = 1160, 1226, 640, 446, 18
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=Path("demo_report.html"))
-    parser.add_argument("--output", type=Path, default=Path("docs/images/report.png"))
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder")
     args = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
@@ -40,8 +40,9 @@ def main() -> None:
         picture = Image.open(io.BytesIO(shot))
         whole.paste(picture.crop((0, 0, picture.width, height)), ((WIDTH - picture.width) // 2, top))
         top += height + GAP
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    whole.quantize(256).save(args.output, optimize=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for picture, name in ((whole, "report.png"), (whole.crop((0, 0, WIDTH, TOP)), "report_top.png")):
+        picture.quantize(256).save(args.output / name, optimize=True)
 
 
 if __name__ == "__main__":

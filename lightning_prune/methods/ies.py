@@ -64,7 +64,7 @@ def _mastered(losses: list[Tensor], threshold: float) -> Tensor:
 
 @final
 class IES(PruningCallback):
-    """Skip the samples that are mastered: whose loss has stopped to change, or changes at a steady pace.
+    """Skip the samples that are mastered: whose loss has stopped changing, or changes at a steady pace.
 
     There is no target ratio: how many are skipped depends on the run (`prune/kept_fraction` shows it), and none before
     the seventh epoch. Skipped samples are refreshed at each epoch's end by a forward pass in eval mode, so that they
@@ -121,7 +121,7 @@ class IES(PruningCallback):
         registry.add_column(_COLUMN, fill=torch.nan, slots=self.moving_average + 3)
 
     def prunable(self, max_epochs: int) -> float:
-        """Return the share of the epochs after those that it takes to know whether a loss has stopped to change."""
+        """Return the share of the epochs after those that it takes to know whether a loss has stopped changing."""
         return max(0, max_epochs - max(self.warmup_epochs, self.moving_average + 3)) / max_epochs
 
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
