@@ -41,8 +41,8 @@ def main() -> None:
         whole.paste(picture.crop((0, 0, picture.width, height)), ((WIDTH - picture.width) // 2, top))
         top += height + GAP
     args.output.mkdir(parents=True, exist_ok=True)
-    for picture, name in ((whole, "report.png"), (whole.crop((0, 0, WIDTH, TOP)), "report_top.png")):
-        picture.quantize(256).save(args.output / name, optimize=True)
+    for part, name in ((whole, "report.png"), (whole.crop((0, 0, WIDTH, TOP)), "report_top.png")):
+        part.quantize(256).save(args.output / name, optimize=True)
 
 
 if __name__ == "__main__":

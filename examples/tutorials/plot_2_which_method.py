@@ -93,7 +93,7 @@ plt.show()
 # worth its while. ``margin`` is the loss of accuracy that would not matter to you.
 
 result = compare_methods(
-    Model, make_data, ["InfoBatch", "OrderDP", "RandomPruning"], ratios=[0.4], seeds=5, max_epochs=10, margin=0.01
+    Model, make_data, ["InfoBatch", "OrderDP", "RandomPruning"], ratios=[0.4], seeds=3, max_epochs=10, margin=0.01
 )
 print(result.table)
 
@@ -115,6 +115,6 @@ axes.legend()
 plt.show()
 
 # %%
-# Five seeds of ten epochs seldom decide every row. ``until_decided=True`` adds seeds until each row has a verdict.
+# Three seeds of ten epochs seldom decide every row. ``until_decided=True`` adds seeds until each row has a verdict.
 # ``lightning-prune compare --config base.yaml --methods InfoBatch,OrderDP --prune_ratios 0.4`` compares what a
 # configuration trains. It makes several runs at a time, and goes on after an interruption.
