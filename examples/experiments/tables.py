@@ -213,6 +213,10 @@ CELLS = {
         noisy("kinds", "symmetric 40%", "AlignPrune, rescale=False"),
     ),
     "bases": Cell(EXPERIMENTS, "Every base", ("SeTa",), "accuracy, %", noisy("bases", "SeTa")),
+    "calibrated": Cell(
+        EXPERIMENTS, "InfoBatch with a reference", ("calibrated InfoBatch",), "accuracy, %",
+        noisy("calibrated", "calibrated InfoBatch"),
+    ),
     "cnn": Cell(EXPERIMENTS, "A network that memorises", ("InfoBatch",), "accuracy, %", noisy("cnn", "InfoBatch")),
     "windows": Cell(EXPERIMENTS, "Windows", ("window 20",), "accuracy, %", noisy("windows", "window 20")),
     "correlations": Cell(EXPERIMENTS, "Correlations", ("cosine",), "accuracy, %", noisy("correlations", "cosine")),
