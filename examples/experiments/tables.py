@@ -168,6 +168,17 @@ def random_coreset() -> float:
     return static.accuracy(model, data.held_out)
 
 
+def accuracy_of_a_noisy_coreset() -> float:
+    data = DigitsData(split_seed=SEED)
+    data.setup("fit")
+    images, targets = data.train.tensors
+    generator = torch.Generator().manual_seed(SEED)
+    labels, _ = inject_label_noise(targets, "symmetric", static.NOISE, 10, generator=generator)
+    draw = torch.rand(len(labels), generator=torch.Generator().manual_seed(SEED))
+    train, run = static.TensorDataset(images, labels), StaticPruning(draw, 0.3, seed=SEED)
+    return static.accuracy(static.trained(train, run, "random", SEED, 15), data.held_out)
+
+
 def wrong_kept_by_el2n() -> float:
     data = DigitsData(split_seed=SEED)
     data.setup("fit")
@@ -217,6 +228,11 @@ CELLS = {
         EXPERIMENTS, "InfoBatch with a reference", ("calibrated InfoBatch",), "accuracy, %",
         noisy("calibrated", "calibrated InfoBatch"),
     ),
+    "next": Cell(
+        EXPERIMENTS, "The paper's own symmetric", ("next class 20%", "InfoBatch"), "accuracy, %",
+        noisy("next", "next class 20%", "InfoBatch"),
+    ),
+    "long": Cell(EXPERIMENTS, "What an epoch prunes", ("InfoBatch",), "accuracy, %", noisy("long", "InfoBatch")),
     "cnn": Cell(EXPERIMENTS, "A network that memorises", ("InfoBatch",), "accuracy, %", noisy("cnn", "InfoBatch")),
     "windows": Cell(EXPERIMENTS, "Windows", ("window 20",), "accuracy, %", noisy("windows", "window 20")),
     "correlations": Cell(EXPERIMENTS, "Correlations", ("cosine",), "accuracy, %", noisy("correlations", "cosine")),
@@ -239,6 +255,9 @@ CELLS = {
     "losses of groups": Cell(ANALYSIS, "Hard against", ("loss: mislabelled",), "40", mislabelled_loss),
     "groups kept": Cell(ANALYSIS, "Hard against", ("InfoBatch, 0.5",), "mislabelled among the kept", mislabelled_kept),
     "static": Cell(STATIC, "Clean labels", ("random",), "30% pruned", random_coreset),
+    "static, trained with noise": Cell(
+        STATIC, "Accuracy with wrong labels", ("random",), "30% pruned", accuracy_of_a_noisy_coreset
+    ),
     "static, noisy": Cell(STATIC, "20 % wrong labels", ("EL2N",), "50% pruned", wrong_kept_by_el2n),
 }  # fmt: skip
 MODELS: dict[tuple[str, str], Callable[[], L.LightningModule]] = {
