@@ -203,6 +203,31 @@ def static(features: Tensor, targets: Tensor) -> list[Tensor | Selection | str |
         scoring.rank_scores(targets, len(scores)),
         scoring.ccs(scores, k, cutoff_scores=scores, hard_cutoff=0.1),
         scoring.beta_sampling(scores, scores, k),
+        scoring.random_scores(k),
+        scoring.influence(features, features, targets),
+        scoring.dataset_pruning(scoring.influence_vectors(features, features, targets), k),
+        scoring.moso(features, features, targets),
+        scoring.agreement(scoring.pseudo_labels(features, 3), targets),
+        scoring.double_end_scores(scoring.proxy_margins(features, targets), 0.1),
+    ]
+
+
+def theory(scores: Tensor, attended: Tensor) -> list[Any]:
+    bound: analysis.GeneralizationBound = analysis.generalization_bound(scores, 8, 4)
+    drift: analysis.ScoreDrift = analysis.score_drift(scores, scores)
+    return [
+        bound.gap,
+        drift.mean,
+        analysis.convergence_bound(1.0, 1.0, [0.1]),
+        analysis.cumulative_alignment(attended),
+        analysis.drift_bound(1.0, 1.0, 0.1, 10),
+        analysis.norm_accuracy_correlation(scores, scores),
+        analysis.rolling_std(scores, 3),
+        analysis.spectrum_deviation(10, 8, 4),
+        analysis.surrogate_gap(scores, 8, 4),
+        analysis.surrogate_loss(scores, 8, 4),
+        functional.adjusted_epochs(10, 0.4, 0.2),
+        functional.multiple_importance(scores[:, None]),
     ]
 
 

@@ -175,7 +175,7 @@ def accuracy_of_a_noisy_coreset() -> float:
     generator = torch.Generator().manual_seed(SEED)
     labels, _ = inject_label_noise(targets, "symmetric", static.NOISE, 10, generator=generator)
     draw = torch.rand(len(labels), generator=torch.Generator().manual_seed(SEED))
-    train, run = static.TensorDataset(images, labels), StaticPruning(draw, 0.3, seed=SEED)
+    train, run = TensorDataset(images, labels), StaticPruning(draw, 0.3, seed=SEED)
     return static.accuracy(static.trained(train, run, "random", SEED, 15), data.held_out)
 
 
