@@ -24,6 +24,7 @@ def sample_names(dataset: Dataset[Any], names: Names | None = None) -> list[str]
         ValueError: If there are not as many names as samples.
 
     Example:
+        >>> import torch
         >>> dataset = torch.utils.data.TensorDataset(torch.zeros(2))
         >>> dataset.samples = [("cat/1.png", 0), ("dog/7.png", 1)]
         >>> sample_names(dataset)

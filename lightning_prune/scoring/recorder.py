@@ -99,11 +99,11 @@ class ScoreRecorder(TrainerCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the registry, which knows which samples a batch has."""
         if stage == "fit":
-            if self.save_to is not None and trainer.is_global_zero:
-                for path in self._files(self.save_to):
-                    check_writable(path, what="scores")
             self._registry = ScoreRegistry.attach(trainer, pl_module)
             self._world_size = trainer.world_size
+            if self.save_to is not None and trainer.is_global_zero and self._registry.takes_part:
+                for path in self._files(self.save_to):
+                    check_writable(path, what="scores")
 
     def _files(self, save_to: str | PathLike[str]) -> list[Path]:
         return _name_files(Path(save_to), [type(tracker).__name__.lower() for tracker in self.trackers])
