@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = "@sparticuz/chromium@153.0.0"
+PATIENCE = 15 * 60
+"""Seconds after which npm, or the program, is taken for one that hangs."""
 PLACE = Path(sys.prefix) / "chromium" / "chromium"
 
 
@@ -29,19 +31,20 @@ def get() -> str:
 
     Raises:
         OSError: If there is no npm.
-        subprocess.CalledProcessError: If npm does not get the package, or Chromium does not run here.
+        subprocess.SubprocessError: If npm does not get the package in time, or Chromium does not run here.
     """
     import pyarrow as pa  # extra ``dev``; it can read Brotli, in which the program is packed
 
     with tempfile.TemporaryDirectory() as folder:
-        name = subprocess.check_output(["npm", "pack", "--silent", PACKAGE], cwd=folder, text=True).strip()
+        packing = ["npm", "pack", "--silent", PACKAGE]
+        name = subprocess.check_output(packing, cwd=folder, text=True, timeout=PATIENCE).strip()
         with tarfile.open(Path(folder) / name) as package:
             packed = package.extractfile("package/bin/chromium.br")
             program = Path(folder) / "chromium"
             with pa.CompressedInputStream(packed, "brotli") as source, program.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
         program.chmod(0o755)
-        subprocess.run([program, "--version"], check=True)
+        subprocess.run([program, "--version"], check=True, timeout=PATIENCE)
         PLACE.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(program, PLACE)
     return str(PLACE)
@@ -51,7 +54,7 @@ def main() -> None:
     if (found := find()) is None:
         try:
             found = get()
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.SubprocessError) as error:
             print(f"No Chromium, tests in a browser are skipped: {error}. Install `chromium`, or name it by CHROMIUM.")
             return
     print(f"Chromium: {found}")
