@@ -53,7 +53,7 @@ def shared(args: argparse.Namespace) -> list[str]:
         f"--model.arch={args.arch}",
         f"--model.lr={0.1 if args.arch == 'small' else 0.2}",
         f"--trainer.max_epochs={epochs}",
-        *(["--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed"] if args.devices == "cuda" else []),
+        *(["--trainer.accelerator=gpu"] if args.devices == "cuda" else []),
     ]
 
 
@@ -61,7 +61,7 @@ def command(args: argparse.Namespace, folder: Path, methods: Sequence[str], rati
     """Return a whole command."""
     seeds = ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
     own = ["compare", *shared(args), "--output", str(folder), *seeds, "--methods", *methods]
-    own += ["--pilots", "--jobs", "1" if args.name == "time" else str(args.jobs)]
+    own += ["--jobs", "1" if args.name == "time" else str(args.jobs)]
     return [*own, *(["--prune_ratios", *ratios] if ratios else [])]
 
 
