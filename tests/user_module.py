@@ -261,7 +261,7 @@ def data_and_reports(images: Tensor, targets: Tensor) -> list[Any]:
     noisy, flipped = data.inject_label_noise(targets, "symmetric", 0.2, 3)
     corrupted = data.corrupt_images(images, 0.1)
     transforms = [data.Fog(), data.GaussianNoise(), data.LowResolution(), data.MotionBlur(), data.Occlusion()]
-    module = data.NoisyLabels(L.LightningDataModule(), "symmetric", 0.2, 3)
+    module = data.NoisyLabels(data.CorruptedImages(L.LightningDataModule(), 0.04), "symmetric", 0.2, 3)
     stream: type[data.PrunedStream] = data.PrunedStream
     record: report.RunRecord = report.RunRecord.load("report.npz")
     page: str = report.render(report.summarize([record]))

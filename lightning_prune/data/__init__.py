@@ -1,6 +1,7 @@
 """Streams that leave out samples, corrected labels; label noise and corruption for experiments, and a loss."""
 
 from lightning_prune.core.pruned_stream import PrunedStream
+from lightning_prune.data.corrupted_images import CorruptedImages
 from lightning_prune.data.corruption import (
     Fog,
     GaussianNoise,
@@ -15,6 +16,7 @@ from lightning_prune.data.relabelled import Relabelled
 from lightning_prune.data.sop import SOPLoss
 
 __all__ = [
+    "CorruptedImages",
     "Fog",
     "GaussianNoise",
     "LowResolution",

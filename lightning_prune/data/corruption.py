@@ -144,17 +144,30 @@ def corrupt_images(
     _check_images(images)
     if images.dim() != 4:
         raise ValueError(f"Expected `images` of shape (n, C, H, W), but got {tuple(images.shape)}.")
-    check_ratio("rate", rate, high=0.2, closed_high=True)
     generator = resolve_generator(generator)
-    count = int(rate * len(images) + 1e-6)
-    order = torch.randperm(len(images), generator=generator)
-    corrupted, kinds = images.clone(), torch.full((len(images),), -1)
-    for kind, transform in enumerate((MotionBlur(), Fog(), LowResolution(), Occlusion(), GaussianNoise(generator))):
-        ids = order[kind * count : (kind + 1) * count]
-        kinds[ids] = kind
+    kinds = draw_corruptions(len(images), rate, generator)
+    corrupted = images.clone()
+    for kind, transform in enumerate(corruptions(generator)):
+        ids = (kinds == kind).nonzero().squeeze(1).to(images.device)
         if len(ids):
-            corrupted[ids.to(images.device)] = transform(images[ids.to(images.device)])
+            corrupted[ids] = transform(images[ids])
     return corrupted, kinds
+
+
+def draw_corruptions(num: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Return each image's corruption ``(n,)`` int64, -1 for none, as `corrupt_images` draws and numbers them."""
+    check_ratio("rate", rate, high=0.2, closed_high=True)
+    count = int(rate * num + 1e-6)
+    order = torch.randperm(num, generator=generator)
+    kinds = torch.full((num,), -1)
+    for kind in range(len(corruptions(generator))):
+        kinds[order[kind * count : (kind + 1) * count]] = kind
+    return kinds
+
+
+def corruptions(generator: torch.Generator) -> list[nn.Module]:
+    """Return the five ways by their numbers."""
+    return [MotionBlur(), Fog(), LowResolution(), Occlusion(), GaussianNoise(generator)]
 
 
 def _check_images(images: Tensor) -> None:

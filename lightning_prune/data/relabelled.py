@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_prune.data.view import View
+
 _TARGETS = ("targets", "labels")
 
 
 @final
-class Relabelled(Dataset[Any]):
+class Relabelled(View):
     """A view of a dataset in which some samples have another label; the dataset itself is left as it is.
 
     Args:
@@ -43,29 +45,16 @@ class Relabelled(Dataset[Any]):
         num = len(dataset)  # type: ignore[arg-type]
         if wrong := [i for i in labels if not 0 <= i < num]:
             raise IndexError(f"Expected `labels` of sample ids in [0, {num}), but got {wrong[:5]}.")
-        self.dataset = dataset
+        super().__init__(dataset, position)
         self.new_labels = dict(labels)
-        self.position = position
 
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"Expected an id in [0, {len(self)}), but got {index}.")
-        sample = self.dataset[index]
-        if (new := self.new_labels.get(index % len(self))) is None:
-            return sample
-        if isinstance(sample, Mapping):
-            return {**sample, self.position: _like(sample[self.position], new)}
-        parts = list(sample)
-        parts[self.position] = _like(parts[self.position], new)  # type: ignore[index]
-        return type(sample)(parts) if type(sample) in (tuple, list) else tuple(parts)
+    def replace(self, index: int, part: Any) -> Any:
+        """Return a sample's label."""
+        new = self.new_labels.get(index)
+        return part if new is None else _like(part, new)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "dataset" not in self.__dict__:  # while it is unpickled
-            raise AttributeError(name)
-        found = getattr(self.dataset, name)
+        found = super().__getattr__(name)
         return self._corrected(found) if name in _TARGETS else found
 
     def _corrected(self, labels: Any) -> Any:
