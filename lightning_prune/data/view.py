@@ -39,8 +39,9 @@ class View(Dataset[Any], ABC):
             return {**sample, self.position: new}
         parts = list(sample)
         parts[self.position] = new  # type: ignore[index]
-        make = getattr(sample, "_make", type(sample) if type(sample) in (tuple, list) else tuple)  # a named tuple's
-        return make(parts)
+        if hasattr(sample, "_fields"):
+            return type(sample)(*parts)
+        return type(sample)(parts) if type(sample) in (tuple, list) else tuple(parts)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "dataset" not in self.__dict__:  # while it is unpickled
