@@ -12,7 +12,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q -p $(BIN)/python -c constraints.txt -e ".[dev,examples,packages]"
+	$(BIN)/uv pip install -q -p $(BIN)/python -c constraints.txt -e ".[dev,examples,packages,tasks]"
 	touch $@
 
 demo: setup

@@ -1,0 +1,221 @@
+"""Each task, through its yaml, on tiny files in the real format: two epochs, of which the second is pruned.
+
+Before each step, a loop over the samples of its batch computes their losses with the network of that moment. What the
+registry holds in the end must be the last of these for each sample.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from lightning_prune import ScoreRegistry
+from lightning_prune.cli import PruneCLI
+from tests.examples import task_files
+from tests.examples.conftest import ROOT
+
+pytest.importorskip("peft")
+pytest.importorskip("torch_geometric")
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def mean_over(losses, mask):
+    """Return the mean over the elements that count, one by one."""
+    values = [float(loss) for loss, counts in zip(losses.flatten(), mask.flatten(), strict=True) if counts]
+    return sum(values) / len(values) if values else None
+
+
+def vae(model, batch):
+    noise = torch.randn(len(batch[0]), model.decoder[0].in_features)
+    for image, epsilon in zip(batch[0], noise, strict=True):
+        mean, log_variance = model.encoder(image[None])[0].chunk(2)
+        chances = model.decoder((mean + epsilon * (0.5 * log_variance).exp())[None]).sigmoid()[0]
+        posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+        divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0, 1)).sum()
+        yield -(image.flatten() * chances.log() + (1 - image.flatten()) * (1 - chances).log()).sum() + divergence
+
+
+def depth(model, batch):
+    for image, measured in zip(*batch, strict=True):
+        error = (model.net(image[None]).predicted_depth[0] - measured).abs()
+        yield mean_over(torch.where(error < 1, 0.5 * error**2, error - 0.5), measured > 0)
+
+
+def segmentation(model, batch):
+    """Batch normalisation makes the network's output one of the whole batch."""
+    for logits, target in zip(model.net(batch[0])["out"], batch[1], strict=True):
+        yield F.cross_entropy(logits[None], target[None], ignore_index=255)
+
+
+def detection(model, batch):
+    from torchvision.models.detection import RetinaNet
+
+    net = model.net
+    images, targets = net.transform(*batch)
+    features = list(net.backbone(images.tensors).values())
+    outputs, anchors = net.head(features), net.anchor_generator(images, features)
+    for i, target in enumerate(targets):
+        own = {name: output[i : i + 1] for name, output in outputs.items()}
+        yield sum(RetinaNet.compute_loss(net, [target], own, [anchors[i]]).values())
+
+
+def image_to_text(model, batch):
+    """Each text without its padding, one token after another."""
+    for image, tokens in zip(*batch, strict=True):
+        tokens = tokens[tokens != 0]
+        before = torch.tensor([[0, *tokens[:-1]]])
+        chances = model.net(image[None], decoder_input_ids=before).logits[0].log_softmax(1)
+        yield -sum(chances[i, token] for i, token in enumerate(tokens)) / len(tokens)
+
+
+def clip(model, batch):
+    images = [model.net.get_image_features(image[None]).pooler_output[0] for image in batch[0]]
+    texts = [model.net.get_text_features(text[text != 0][None]).pooler_output[0] for text in batch[1]]
+    cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in texts]) for a in images])
+    table = cosines * model.net.logit_scale.exp()
+    for i in range(len(images)):
+        yield -(table[i].log_softmax(0)[i] + table[:, i].log_softmax(0)[i]) / 2
+
+
+def instruction(model, batch):
+    """Hugging Face's own loss of one sample, without padding."""
+    for tokens, targets in zip(*batch, strict=True):
+        length = int((tokens != 0).sum())
+        yield model.net(input_ids=tokens[None, :length], labels=targets[None, :length]).loss
+
+
+@dataclass
+class Case:
+    """How to try a task: its files, what to make smaller, and the losses of a batch's samples, one by one."""
+
+    write: Callable[..., Any]
+    losses: Callable[[Any, Any], Any]
+    small: dict[str, Any] = field(default_factory=dict)
+
+
+DECODER = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+"""Of GPT-2, without dropout."""
+CASES = {
+    "captioning": Case(
+        lambda root, _: task_files.write_coco(root / "coco"),
+        image_to_text,
+        {"data.size": "[32, 32]", "model.size": "[32, 32]", "model.encoder_args": VIT, "model.decoder_args": DECODER},
+    ),
+    "clip": Case(
+        lambda root, _: task_files.write_flickr30k(root / "flickr30k"),
+        clip,
+        {"data.size": "[32, 32]", "model.text_args": VIT, "model.vision_args": {**VIT, "image_size": 32},
+         "model.width": 8},
+    ),
+    "depth": Case(
+        lambda root, _: task_files.write_kitti(root / "kitti"),
+        depth,
+        {
+            "data.size": "[28, 56]",
+            "model.model_args": {
+                "backbone_config": {**VIT, "model_type": "dinov2", "num_hidden_layers": 2, "mlp_ratio": 1,
+                                    "image_size": 28, "patch_size": 14, "out_indices": [1, 2],
+                                    "reshape_hidden_states": False},
+                "reassemble_hidden_size": 16, "reassemble_factors": [1, 0.5], "neck_hidden_sizes": [4, 4],
+                "fusion_hidden_size": 4, "head_hidden_size": 4, "patch_size": 14,
+            },
+        },
+    ),
+    "detection": Case(
+        lambda root, _: task_files.write_voc(root),
+        detection,
+        {"model.backbone": "resnet18", "model.pretrained": False, "model.size": 48, "data.batch_size": 10},
+    ),
+    "instruction": Case(
+        lambda root, _: task_files.write_alpaca(root / "alpaca"),
+        instruction,
+        {"model.model_args": VIT, "model.rank": 2},
+    ),
+    "scene_text": Case(
+        lambda root, _: task_files.write_mjsynth(root / "mjsynth"),
+        image_to_text,
+        {"model.encoder_args": {**VIT, "patch_size": 8}, "model.decoder_args": DECODER},
+    ),
+    "segmentation": Case(
+        lambda root, _: task_files.write_voc(root),
+        segmentation,
+        {"data.size": 32, "model.arch": "lraspp_mobilenet_v3_large", "model.model_args": "null"},
+    ),
+    "vae": Case(lambda root, _: task_files.write_mnist(root), vae, {"model.hidden": 8, "model.code": 3}),
+}  # fmt: skip
+"""By the name of the yaml."""
+
+
+class Watch(L.Callback):
+    """Computes the losses of each batch's samples before its step, and notes which parameters get no gradient."""
+
+    def __init__(self, losses, loader):
+        self.losses, self.loader = losses, loader
+        self.expected, self.kept, self.without, self.rows = {}, [], set(), []
+
+    def on_train_epoch_start(self, trainer, module):
+        self.kept.append(set(ScoreRegistry.of(trainer).selection.indices.tolist()))
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        state = torch.get_rng_state()
+        with torch.no_grad():
+            self.rows = [None if loss is None else float(loss) for loss in self.losses(module, batch)]
+        torch.set_rng_state(state)
+
+    def on_after_backward(self, trainer, module):
+        ids = ScoreRegistry.of(trainer).running.step_indices.tolist()
+        self.expected |= {i: row for i, row in zip(ids, self.rows, strict=True) if row is not None}
+        if not self.without:
+            self.without = {n for n, value in module.named_parameters() if value.requires_grad and value.grad is None}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_task(name, fit, tmp_path, monkeypatch):
+    case = CASES[name]
+    case.write(tmp_path / "data", monkeypatch)
+    watch = Watch(case.losses, None)
+    monkeypatch.setattr(PruneCLI, "before_fit", lambda cli: cli.trainer.callbacks.append(watch), raising=False)
+    method = yaml.safe_load((ROOT / f"examples/tasks/{name}.yaml").read_text())["trainer"]["callbacks"][-1]
+    quick = {"trainer.max_epochs": 2, "trainer.limit_train_batches": 1.0, "data.batch_size": 4, **case.small}
+    if method["class_path"] == "InfoBatch":
+        quick["trainer.callbacks.anneal_ratio"] = 1.0
+    cli = fit(f"tasks/{name}.yaml", **quick)
+    registry = ScoreRegistry.of(cli.trainer)
+    assert registry.num_samples == task_files.SAMPLES
+    assert 0 < len(watch.kept[1]) < task_files.SAMPLES
+    assert watch.expected.keys() == set(registry.losses.isfinite().nonzero().flatten().tolist())
+    assert {i: float(registry.losses[i]) for i in watch.expected} == pytest.approx(watch.expected, rel=1e-4, abs=1e-6)
+    assert len(set(watch.expected.values())) > 1
+    assert watch.without == set()
+    assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
+
+
+def test_every_task_is_tried():
+    """Each yaml has its case, and each module is one that a yaml names."""
+    assert {path.stem for path in ROOT.glob("examples/tasks/*.yaml")} == CASES.keys()
+    named = {
+        yaml.safe_load(path.read_text())["model"]["class_path"].split(".")[-1]
+        for path in ROOT.glob("examples/tasks/*.yaml")
+    }
+    written = {
+        node.name
+        for path in ROOT.glob("examples/tasks/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and "L.LightningModule" in map(ast.unparse, node.bases)
+    }
+    assert written <= named
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/tasks/*.py")), ids=lambda path: path.stem)
+def test_a_task_is_a_page(path):
+    assert len(path.read_text().splitlines()) < 100
