@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Small models on few cores: one thread a process, or OpenMP's barriers cost more than the arithmetic.
 export OMP_NUM_THREADS ?= 1
+# Compiled modules are kept, whatever the shell says: a fresh process imports Lightning in a third of the time.
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup browser demo docs lint types test test-min docs-tables soak bench dist clean
+.PHONY: setup browser demo docs lint types suite test test-min docs-tables soak bench dist clean
 
 setup: $(VENV)/.done
 
@@ -33,16 +35,20 @@ types: setup
 browser: setup
 	$(BIN)/python -m examples.browser
 
-# Lint, types, doctests (collected from the package by pytest) and the test suite.
-test: lint types browser
-	$(BIN)/python -m pytest -n 2 --dist loadscope -q
+# Doctests (collected from the package by pytest) and the test suite; tests/conftest.py orders it.
+suite: browser
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q
+
+# Lint, types and the suite, side by side.
+test: setup
+	$(MAKE) -j 3 lint types suite
 
 # The same suite on the lowest versions that are supported and install here.
 test-min:
 	test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
 	.venv-min/bin/python -m pip install -q uv
 	.venv-min/bin/uv pip install -q -p .venv-min/bin/python -c constraints-min.txt -e ".[dev,examples]"
-	.venv-min/bin/python -m pytest -n 2 --dist loadscope -q
+	.venv-min/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q
 
 # One cell of each documented table, made again; `make test` does it too.
 docs-tables: setup

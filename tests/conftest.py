@@ -14,6 +14,29 @@ torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would co
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
+LONGEST = [
+    "tests/test_site.py",
+    "tests/examples/test_tables.py",
+    "tests/compare/test_compare.py",
+    "tests/test_contract.py",
+    "tests/test_package.py",
+    "tests/test_emulated_device.py",
+    "tests/test_emulated_streams.py",
+    "tests/examples/",
+    "tests/test_house.py",
+    "tests/test_benchmarks.py",
+]
+"""Parts of the suite that take long; they begin with a longer one than they end with."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: a worker that begins one of them last would go on alone."""
+
+    def place(item):
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def _no_global_seed(monkeypatch):
