@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NoReturn
+
+from lightning_prune.early import answer
+from lightning_prune.known import arguments, did_you_mean, methods
 
 COMMANDS = {
     "fit": "train as a configuration says: --config FILE, and any argument of it",
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif first not in COMMANDS:
         _refuse(f"Expected a command, but got {first!r}.{did_you_mean(first, COMMANDS)}")
     else:
+        answer(first, given[1:], COMMANDS[first])
         importlib.import_module("lightning.pytorch")  # now it is wanted
         importlib.reload(importlib.import_module("lightning_prune"))
         importlib.import_module("lightning_prune.cli").main(args)
@@ -65,54 +67,23 @@ def usage() -> str:
     )
 
 
-def did_you_mean(word: str, known: Sequence[str] | dict[str, str]) -> str:
-    """Return a question that names the nearest known word, or the known ones.
-
-    Example:
-        >>> did_you_mean("compair", ["compare", "fit"])
-        ' Did you mean `compare`?'
-        >>> did_you_mean("x", ["compare", "fit"])
-        ' Known: compare, fit.'
-    """
-    near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=1)
-    if not near:
-        return f" Known: {', '.join(known)}."
-    return f" Did you mean `{next(name for name in known if name.lower() == near[0])}`?"
-
-
-def read_methods() -> Iterator[tuple[str, str, ast.ClassDef]]:
-    """Yield the pruning methods, read from their files without an import: name, first line of the file, class."""
-    package = Path(__file__).parent
-    files = [*(package / "methods").glob("[!_]*.py"), package / "scoring" / "static_pruning.py"]
-    for path in sorted(files, key=lambda path: path.name):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(mark) == "final" for mark in node.decorator_list):
-                yield node.name, (ast.get_docstring(tree) or "").splitlines()[0], node
-
-
 def describe_methods(names: Sequence[str]) -> str:
     """Return the methods, one line each; with a name, what that method does and takes."""
-    methods = {name: (line, node) for name, line, node in read_methods()}
+    known = {name: (line, node) for name, line, node in methods()}
     if not names:
-        width = max(map(len, methods))
-        return "\n".join(f"{name:{width}}  {line}" for name, (line, _) in methods.items())
-    if unknown := next((name for name in names if name not in methods), None):
-        _refuse(f"Expected the name of a pruning method, but got {unknown!r}.{did_you_mean(unknown, list(methods))}")
-    return "\n\n".join(describe(methods[name][1]) for name in names)
+        width = max(map(len, known))
+        return "\n".join(f"{name:{width}}  {line}" for name, (line, _) in known.items())
+    if unknown := next((name for name in names if name not in known), None):
+        _refuse(f"Expected the name of a pruning method, but got {unknown!r}.{did_you_mean(unknown, list(known))}")
+    return "\n\n".join(describe(known[name][1]) for name in names)
 
 
 def describe(method: ast.ClassDef) -> str:
     """Return a method's constructor as it is called, and its docstring."""
     init = next(node for node in method.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    init.args.args = init.args.args[1:]
-    arguments = [*init.args.args, *init.args.kwonlyargs]
-    defaults: list[ast.expr | None] = [None] * (len(init.args.args) - len(init.args.defaults))
-    defaults += [*init.args.defaults, *init.args.kw_defaults]
     lines = [
-        f"    {argument.arg}: {ast.unparse(argument.annotation) if argument.annotation else 'Any'}"
-        + (f" = {ast.unparse(default)}," if default else ",")
-        for argument, default in zip(arguments, defaults, strict=True)
+        f"    {argument.name}: {argument.kind}" + ("," if argument.default is None else f" = {argument.default},")
+        for argument in arguments(init)
     ]
     return "\n".join([f"{method.name}(", *lines, ")", "", ast.get_docstring(method) or ""])
 

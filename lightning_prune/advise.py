@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.parser import CommandParser
+from lightning_prune.parser import advise_parser, parse_advise
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
 
@@ -74,20 +73,6 @@ class Watch(PruningCallback):
         return find(self.losses, max_epochs, noise, targets.long())
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command's own arguments; all others are those of ``lightning-prune fit``."""
-    parser = CommandParser(
-        "lightning-prune advise",
-        description="Train for a small share of the run, and say which method suits the data, with its yaml, or that "
-        "fewer epochs of all data would do better. Any argument of `lightning-prune fit` is taken too.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="append", required=True, help="yaml of the training, as for `fit`")
-    parser.add_argument("--save", type=float, default=0.4, help="share of the sample-steps to save (default: 0.4)")
-    parser.add_argument("--probe", type=float, default=0.1, help="share of the run to probe with (default: 0.1)")
-    return parser
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``lightning-prune advise --config FILE --save 0.4``.
 
@@ -98,11 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 for a mistake in the arguments, or in what they name.
     """
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules
-    parser = make_parser()
-    options, overrides = parser.parse_known_args(sys.argv[2:] if args is None else args)
-    for name in ("save", "probe"):
-        if not 0 < getattr(options, name) < 1:
-            parser.error(f"Expected `--{name}` to be a number in (0, 1), but got {getattr(options, name):g}.")
+    parser = advise_parser()
+    options, overrides = parse_advise(sys.argv[2:] if args is None else args)
     arguments = ["fit", *(f"--config={path}" for path in options.config), *overrides]
     cli = PruneCLI(args=arguments, save_config_callback=None, check_only=True)
     max_epochs = cli.trainer.max_epochs or -1

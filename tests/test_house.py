@@ -16,7 +16,9 @@ FLOORS = [
     {"loop"},
     {"methods", "scoring"},
     {"analysis", "data", "functional", "schedules"},
+    {"known"},
     {"parser"},
+    {"early"},
     {"report"},
     {""},  # the package's own `__init__`
     {"mistakes"},

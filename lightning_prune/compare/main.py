@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import logging
 import os
 import pkgutil
@@ -27,62 +26,7 @@ from lightning_prune.compare.engine import Comparison, Options
 from lightning_prune.compare.launchers import make_runner
 from lightning_prune.compare.methods import Method, RefusedError, known_methods, read_methods
 from lightning_prune.compare.run import callback_argument
-from lightning_prune.parser import CommandParser
-
-_SECTIONS = ("trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
-"""What arguments of ``lightning-prune fit`` begin with that a comparison takes."""
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command's own arguments; all others are those of ``lightning-prune fit``."""
-    parser = CommandParser(
-        "lightning-prune compare",
-        description="Run the same training with several methods, ratios and seeds, and say whether pruning hurt. Runs "
-        "that have finished are kept: repeat the command to go on, or with more methods, ratios or seeds. Any argument "
-        "of `lightning-prune fit` is taken too, such as --trainer.max_epochs=20.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="append", required=True, help="yaml of the training, as for `fit`")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        required=True,
-        metavar="METHOD",
-        help=f"of {', '.join(known_methods())}, import paths of your own, or yaml files of `label: {{class_path: ..., "
-        "init_args: ...}}`; a method that does not give its ratio itself is set to each of --prune_ratios, others are "
-        "run as they are",
-    )
-    parser.add_argument("--prune_ratios", nargs="+", default=[], metavar="RATIO", help="shares of sample-steps to save")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
-    parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
-    parser.add_argument("--until_decided", action="store_true", help="add seeds until every row has a verdict")
-    parser.add_argument("--max_seeds", type=int, default=20, help="most seeds then (default: 20)")
-    parser.add_argument(
-        "--margin",
-        type=float,
-        help="loss of the metric that would not matter (default: half a point of an accuracy, 1 %% of others)",
-    )
-    parser.add_argument("--better", choices=["higher", "lower"], help="of the metric (default: as its name says)")
-    parser.add_argument(
-        "--pilots",
-        action="store_true",
-        help="set each method to one ratio for the whole run, which pilot runs tell where what it saves depends on the "
-        "losses, instead of going by what its run has saved so far",
-    )
-    parser.add_argument("--no_control", action="store_true", help="do not run full data for fewer epochs")
-    parser.add_argument("--budget_epochs", type=int, help="epochs of each run, instead of trainer.max_epochs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
-    parser.add_argument(
-        "--launcher",
-        default="local",
-        help="where runs go: local (default), ray, submitit (Slurm), or the import path of an executor of "
-        "concurrent.futures",
-    )
-    parser.add_argument("--launcher_args", default="{}", help="its arguments, as in '{num_cpus: 4, num_gpus: 1}'")
-    parser.add_argument("--metric", help="logged metric to compare, as it is at the end (default: the first accuracy)")
-    parser.add_argument("--output", help="folder of runs and results (default: results/NAME_OF_CONFIG)")
-    parser.add_argument("--dry_run", action="store_true", help="check everything, and list the runs and their time")
-    return parser
+from lightning_prune.parser import compare_parser, parse_compare
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -95,16 +39,14 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 for a mistake in the arguments, with 1 if a run failed, with 130 if interrupted.
     """
     sys.path.insert(0, os.getcwd())  # so that a config can name the user's own modules
-    parser = make_parser()
-    options, overrides = parser.parse_known_args(sys.argv[2:] if args is None else args)
+    options, overrides = parse_compare(sys.argv[2:] if args is None else args)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running processes are ended
     try:
-        _refuse_unknown(parser, overrides)
         num_failed = _compare(options, overrides)
     except (RefusedError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and not str(error).startswith("Expected"):
             raise
-        parser.error(str(error))
+        compare_parser().error(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Finished runs are kept: give the same command again to go on.\n")
         raise SystemExit(130) from None
@@ -114,37 +56,12 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def _refuse_unknown(parser: argparse.ArgumentParser, overrides: Sequence[str]) -> None:
-    """Refuse an argument that is neither ours nor one of ``fit``, which would take a short form of its own."""
-    known = [option for option in parser.format_usage().replace("[", " ").split() if option.startswith("--")]
-    known = [*dict.fromkeys(option.rstrip("]") for option in known), *(f"--{section}" for section in _SECTIONS)]
-    for text in overrides:
-        name = text.partition("=")[0]
-        if not text.startswith("--") or name.removeprefix("--").partition(".")[0].rstrip("+") in _SECTIONS:
-            continue
-        near = difflib.get_close_matches(name.partition(".")[0], known, 1, 0.0)[0]
-        raise RefusedError(
-            f"Expected arguments of `compare`, or of `fit` that begin with --trainer, --model or --data, but got "
-            f"{name}. Did you mean {near}?"
-        )
-
-
 def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     """Do what the arguments say; return the number of failed runs."""
-    for name, low in (
-        ("seeds", 1),
-        ("first_seed", 0),
-        ("jobs", 1),
-        ("budget_epochs", 1),
-        ("max_seeds", verdict.MIN_PAIRS),
-        ("margin", 0),
-    ):
-        value = getattr(options, name)
-        if value is not None and not value >= low:
-            kind = "a number" if name == "margin" else "an int"
-            raise RefusedError(f"Expected `--{name}` to be {kind} >= {low}, but got {value}.")
-    ratios = [_ratio(text) for text in _split(options.prune_ratios)]
-    methods = [method for text in _split(options.methods) for method in read_methods(text)]
+    if options.max_seeds < verdict.MIN_PAIRS:
+        raise RefusedError(f"Expected `--max_seeds` to be an int >= {verdict.MIN_PAIRS}, but got {options.max_seeds}.")
+    ratios = options.prune_ratios
+    methods = [method for text in options.methods for method in read_methods(text)]
     if doubled := {m.label for m in methods if sum(n.label == m.label for n in methods) > 1}:
         raise RefusedError(f"Expected each method once in `--methods`, but got {sorted(doubled)} more than once.")
     verdict.check_installed()
@@ -216,20 +133,6 @@ def _launcher_args(options: argparse.Namespace) -> dict[str, Any]:
             f"{options.launcher_args!r}."
         )
     return arguments
-
-
-def _split(texts: Sequence[str]) -> list[str]:
-    return [part for text in texts for part in text.split(",") if part]
-
-
-def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = -1.0
-    if not 0 < ratio < 1:
-        raise RefusedError(f"Expected `--prune_ratios` to be numbers in (0, 1), but got {text!r}.")
-    return ratio
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ import torch
 from examples.cifar import run
 from examples.cifar.task import Cifar10Data, Cifar10Model, crop_and_flip, small_network
 from lightning_prune import InfoBatch, PruningMonitor
-from lightning_prune.compare.main import _resolve, make_parser
+from lightning_prune.compare.main import _resolve
 from lightning_prune.compare.methods import read_methods
+from lightning_prune.parser import parse_compare
 from tests.examples.conftest import ROOT
 from tests.helpers import make_trainer
 
@@ -104,7 +105,7 @@ def test_commands_can_start(name, root, tmp_path, monkeypatch):
     commands = run.commands(args)
     assert len(commands) == (3 if name == "human-noise" else 1)
     for command in commands[:1]:  # the others have other labels
-        options, rest = make_parser().parse_known_args(command[1:])
+        options, rest = parse_compare(command[1:])
         methods = [method for text in options.methods for method in read_methods(text)]
         config, _ = _resolve(options.config, rest, methods[:2])
         assert config["trainer"]["max_epochs"] == 6

@@ -19,8 +19,9 @@ from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithou
 from examples.experiments.reporting import spread, table
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import AlignPrune, InfoBatch, PruningMonitor, RePB
-from lightning_prune.compare.main import _ratio, _resolve, make_parser
+from lightning_prune.compare.main import _resolve
 from lightning_prune.compare.methods import read_methods
+from lightning_prune.parser import parse_compare
 from tests.helpers import Model, make_loader, make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,11 +33,11 @@ def test_commands_can_start(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for _, command in EXPERIMENTS[name]:
         config = [] if "--config" in command else ["--config", "examples/experiments/digits.yaml"]
-        options, rest = make_parser().parse_known_args([*config, *command])
+        options, rest = parse_compare([*config, *command])
         methods = [method for text in options.methods for method in read_methods(text)]
         assert _resolve(options.config, rest, methods)[0]["trainer"]["max_epochs"] > 1
         assert bool(options.prune_ratios) == any(method.setting for method in methods)
-        assert all(0 < _ratio(text) < 1 for text in options.prune_ratios)
+        assert all(0 < ratio < 1 for ratio in options.prune_ratios)
 
 
 def run(method):
