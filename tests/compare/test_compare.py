@@ -325,7 +325,7 @@ def test_a_training_that_does_not_run_is_told_before_the_first(capsys):
     [
         (
             ["--methods", "InfoBach"],
-            "Expected each of `--methods` to be one of AlignPrune, BatchLossScore, Budget, DivBS, EpsilonGreedy, IES, Impo",
+            "Expected each of `--methods` to be one of AlignPrune, BatchLossScore, Budget, DivBS, EpsilonGreedy, IES",
         ),
         (["--methods", "RePB", "--prune_ratios", "0.9"], "RePB can reach, at most 0.633, but got 0.9"),
         (["--methods", "RePB", "--prune_ratios", "30"], "`--prune_ratios` to be numbers in (0, 1), but got '30'"),
