@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_prune import WeightedLossMixin
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 HUMAN = {
     "aggregate": ("aggre_label", "human_aggre.npy"),
     "random1": ("random_label1", "human_random1.npy"),
@@ -93,7 +94,7 @@ class Cifar10Data(L.LightningDataModule):
                 f"Expected a label for each of {len(clean)} images, but got {len(given)} of {self.labels!r}."
             )
         self.train = TensorDataset(images, given)
-        self.train.flipped = given != clean  # type: ignore[attr-defined]  # for who looks at the noise
+        vars(self.train).update(flipped=given != clean, classes=CLASSES)  # for who looks at the noise, and at reports
         self.held_out = TensorDataset(*read_part(folder, ["test_batch"]))
 
     def train_dataloader(self) -> DataLoader[Any]:
