@@ -30,7 +30,7 @@ PROBE_BATCHES = 8
 
 @final
 class Stopwatch(Callback):
-    """Measures the seconds of training, validation included, keeps what each validation found, and tells the epoch.
+    """Measures the wall and CPU seconds of training, validation included, keeps what it found, and tells the epoch.
 
     Args:
         progress: File that holds the number of finished epochs while a run goes on. None: nobody asks.
@@ -53,13 +53,16 @@ class Stopwatch(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics with the time so far."""
         if not trainer.sanity_checking:
-            point = {"seconds": time.perf_counter() - self.started, "epoch": trainer.current_epoch + 1}
+            seconds, cpu_seconds = self._elapsed()
+            point = {"seconds": seconds, "cpu_seconds": cpu_seconds, "epoch": trainer.current_epoch + 1}
             self.curve.append(point | _numbers(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the watch."""
-        self.seconds = time.perf_counter() - self.started
-        self.cpu_seconds = time.process_time() - self.cpu_started
+        self.seconds, self.cpu_seconds = self._elapsed()
+
+    def _elapsed(self) -> tuple[float, float]:
+        return time.perf_counter() - self.started, time.process_time() - self.cpu_started
 
     def outcome(self, trainer: Trainer, full_steps: int | None) -> dict[str, Any]:
         """Return what came out of a run.

@@ -164,6 +164,8 @@ def test_results_crashes_and_more_runs_later(capsys):
         assert result["threads"] == 1
         assert 0 < result["metrics"]["val_accuracy"] <= 1
         assert [point["epoch"] for point in result["curve"]] == ([1, 2] if fewer else [1, 2, 3])
+        spent = [point["cpu_seconds"] for point in result["curve"]]
+        assert 0 < spent[0] < spent[-1] <= result["cpu_seconds"]
         assert not full or not any(key.startswith("prune/") for key in result["metrics"])
     said = capsys.readouterr()
     answer, cost = tables(said.out)

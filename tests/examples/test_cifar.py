@@ -145,7 +145,8 @@ def test_tables_from_runs(tmp_path):
         folder = tmp_path / "worst" / "runs" / name
         folder.mkdir(parents=True)
         curve = [
-            {"seconds": 10.0 * (i + 1), "val_accuracy": a, "prune/noise_ratio": noise} for i, a in enumerate(accuracies)
+            {"seconds": 10.0 * (i + 1), "cpu_seconds": 8.0 * (i + 1), "val_accuracy": a, "prune/noise_ratio": noise}
+            for i, a in enumerate(accuracies)
         ]
         (folder / "result.json").write_text(json.dumps({"label": label, "ratio": ratio, "curve": curve}))
 
@@ -153,8 +154,8 @@ def test_tables_from_runs(tmp_path):
     add("b", "RePB", 0.3, [0.5, 0.81] + [0.8] * 8, 0.5)
     add("c", "RePB", 0.5, [0.5, 0.6] + [0.7] * 8, 0.3)
     assert run.time_to_level(tmp_path / "worst", 0.8).splitlines()[2:] == [
-        "| full data | 1 of 1 | 30 | 1.00 |",
-        "| RePB, 0.3 | 1 of 1 | 20 | 1.50 |",
-        "| RePB, 0.5 | 0 of 1 | - | - |",
+        "| full data | 1 of 1 | 30 | 24 | 1.00 |",
+        "| RePB, 0.3 | 1 of 1 | 20 | 16 | 1.50 |",
+        "| RePB, 0.5 | 0 of 1 | - | - | - |",
     ]
     assert run.wrong_labels_kept(tmp_path / "worst").splitlines()[2:] == ["| full data | 40.0 |", "| RePB | 40.0 |"]
