@@ -20,6 +20,7 @@ class ImageNetData(ImageData):
         image_size: Side of the images that the model sees; validation resizes to 8/7 of it first.
         augment: ``"none"``, torchvision's ``"randaugment"``, or its ``"trivial"`` (TrivialAugmentWide).
         erase: Probability of RandomErasing.
+        min_scale: Least share of an image's area that a random crop shows.
         batch_size: Samples in a batch of one device.
         num_workers: Processes that load.
     """
@@ -30,6 +31,7 @@ class ImageNetData(ImageData):
         image_size: int = 224,
         augment: Literal["none", "randaugment", "trivial"] = "none",
         erase: float = 0.0,
+        min_scale: float = 0.08,
         batch_size: int = 256,
         num_workers: int = 8,
     ) -> None:
@@ -37,9 +39,10 @@ class ImageNetData(ImageData):
         self.image_size = image_size
         self.augment = augment
         self.erase = erase
+        self.min_scale = min_scale
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
-        steps = [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
+        steps = [v2.RandomResizedCrop(self.image_size, (self.min_scale, 1)), v2.RandomHorizontalFlip()]
         if self.augment != "none":
             steps.append(v2.RandAugment() if self.augment == "randaugment" else v2.TrivialAugmentWide())
         steps += to_tensor(*IMAGENET)

@@ -7,11 +7,14 @@ from typing import Any, Literal, final
 
 import lightning.pytorch as L
 import timm
+import torch
 import torch.nn.functional as F
+import torchvision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.models.vgg import VGG
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
@@ -23,11 +26,13 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
     """A model, its loss per sample, its optimizer and its schedule, all by name.
 
     Args:
-        arch: A model of timm, such as ``"resnet18"`` or ``"swin_tiny_patch4_window7_224"``.
+        arch: A model of timm, such as ``"resnet18"`` or ``"swin_tiny_patch4_window7_224"``, or one of torchvision, such
+            as ``"torchvision/shufflenet_v2_x1_0"``.
         num_classes: Number of classes.
-        pretrained: Start from timm's weights, downloaded on first use.
+        pretrained: Start from timm's or torchvision's weights, downloaded on first use.
+        encoder: Checkpoint of `MAEPretraining` to start from; its encoder is a model of the same ``arch``.
         model_args: Further arguments of the model, such as ``{drop_path_rate: 0.2}``.
-        cifar_stem: For ResNets on images of 32 x 32: a first convolution of 3 x 3 at stride 1, no pooling.
+        cifar_stem: For convolutional networks on images of 32 x 32: see `for_small_images`.
         label_smoothing: Share of a label that is spread over all classes.
         mixup: Parameter of MixUp; 0: off. A sample's loss is then that of its mixture with its neighbour.
         cutmix: Parameter of CutMix; 0: off. With both, each batch draws one of them.
@@ -36,8 +41,9 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         lr: Highest learning rate.
         weight_decay: Weight decay.
         decay_all: Decay biases and normalisation parameters too. LARS adapts only what it decays.
+        layer_decay: Factor of the learning rate from a layer to the one below it, for fine-tuning. None: one rate.
         schedule: ``"onecycle"``: up and down on cosines. ``"cosine"``: linear warm-up, then down. Both end at the
-            run's last step. ``"halfway"``: a tenth from half the epochs on.
+            run's last step. ``"halfway"``: a tenth from half the epochs on. ``"steps"``: a tenth every 30 epochs.
         warmup: Share of the run in which the rate rises.
     """
 
@@ -46,6 +52,7 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         arch: str = "resnet18",
         num_classes: int = 10,
         pretrained: bool = False,
+        encoder: str | None = None,
         model_args: dict[str, Any] | None = None,
         cifar_stem: bool = False,
         label_smoothing: float = 0.0,
@@ -55,15 +62,17 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         lr: float = 0.2,
         weight_decay: float = 5e-4,
         decay_all: bool = True,
-        schedule: Literal["onecycle", "cosine", "halfway"] = "onecycle",
+        layer_decay: float | None = None,
+        schedule: Literal["onecycle", "cosine", "halfway", "steps"] = "onecycle",
         warmup: float = 0.3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, **(model_args or {}))
+        self.net = build(arch, num_classes, pretrained, model_args or {})
+        if encoder is not None:
+            load_encoder(self.net, encoder)
         if cifar_stem:
-            self.net.conv1 = nn.Conv2d(3, self.net.conv1.out_channels, 3, padding=1, bias=False)
-            self.net.maxpool = nn.Identity()
+            for_small_images(self.net)
         mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.mix = v2.RandomChoice(mixes) if mixes else None
@@ -90,10 +99,18 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp: Any = self.hparams
         optimizer = create_optimizer_v2(
-            self.net, hp.optimizer, hp.lr, hp.weight_decay, momentum=0.9, filter_bias_and_bn=not hp.decay_all
+            self.net,
+            hp.optimizer,
+            hp.lr,
+            hp.weight_decay,
+            momentum=0.9,
+            filter_bias_and_bn=not hp.decay_all,
+            layer_decay=hp.layer_decay,
         )
         if hp.schedule == "halfway":
             return [optimizer], [MultiStepLR(optimizer, [(self.trainer.max_epochs or 0) // 2], gamma=0.1)]
+        if hp.schedule == "steps":
+            return [optimizer], [StepLR(optimizer, 30, gamma=0.1)]
         steps = (
             int(self.trainer.estimated_stepping_batches) + 1
         )  # one more: the schedule is stepped after the last, too
@@ -102,6 +119,54 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         else:
             schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step / steps, hp.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def build(arch: str, num_classes: int, pretrained: bool, model_args: dict[str, Any]) -> Any:
+    """Return a model of timm, or of torchvision where its name says so."""
+    library, _, name = arch.rpartition("/")
+    if library != "torchvision":
+        return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, **model_args)
+    net = torchvision.models.get_model(name, num_classes=num_classes, **model_args)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+        head = {key for key, value in net.state_dict().items() if value.shape != weights[key].shape}
+        net.load_state_dict({key: value for key, value in weights.items() if key not in head}, strict=False)
+    return net
+
+
+def load_encoder(net: nn.Module, path: str) -> None:
+    """Load the encoder of a checkpoint of `MAEPretraining`; only the head, and the norm before it, start afresh.
+
+    Raises:
+        ValueError: If the checkpoint has no such encoder.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=False)[
+        "state_dict"
+    ]  # Lightning pickles more than tensors
+    found = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    missing, unexpected = net.load_state_dict(found, strict=False)
+    missing = [key for key in missing if not key.startswith(("head.", "fc_norm."))]
+    unexpected = [key for key in unexpected if not key.startswith("norm.")]  # of the class token, where means are taken
+    if missing or unexpected:
+        raise ValueError(
+            f"Expected {path} to be a checkpoint of `MAEPretraining` with this `arch`, but it lacks {missing[:3]} and "
+            f"has {unexpected[:3]}."
+        )
+
+
+def for_small_images(net: Any) -> None:
+    """Have a network for 224 x 224 see 32 x 32: a first convolution of 3 x 3 at stride 1, no pooling after it.
+
+    Of a VGG the hidden layers go: its head sees the last convolution's channels.
+    """
+    convolution = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    if convolution.kernel_size != (3, 3):
+        net.conv1 = nn.Conv2d(3, convolution.out_channels, 3, padding=1, bias=False)
+    convolution.stride = (1, 1)
+    if hasattr(net, "maxpool"):
+        net.maxpool = nn.Identity()
+    if isinstance(net, VGG):
+        net.pre_logits, net.head.fc = nn.Identity(), nn.Linear(net.num_features, net.num_classes)
 
 
 def warmup_cosine(done: float, warmup: float) -> float:

@@ -27,7 +27,10 @@ QUICK = {
 
 @pytest.fixture
 def fit(monkeypatch, tmp_path):
-    """Return a function that fits a yaml by the command line, with arguments changed, and returns its objects."""
+    """Return a function that fits a yaml by the command line, with arguments changed, and returns its objects.
+
+    An argument that is None is left out, for data without one of that name.
+    """
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(tmp_path)
     done = []
@@ -39,7 +42,7 @@ def fit(monkeypatch, tmp_path):
             [
                 "fit",
                 *(f"--config={ROOT / 'examples' / config}" for config in configs),
-                *(f"--{name}={value}" for name, value in options.items()),
+                *(f"--{name}={value}" for name, value in options.items() if value is not None),
             ]
         )
         return done.pop()

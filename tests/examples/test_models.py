@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from examples.experiments.label_issues import CifarModel
 from examples.experiments.noise import NoisyModel
 from examples.glyphs.task import GlyphModel
 from examples.text.module import TextModule
+from examples.text.news import NewsModule
+from examples.vision.mae import MAEPretraining
 from examples.vision.module import VisionModule
 from examples.vision.sop import SOPModule
 from tests.examples.conftest import ROOT
@@ -44,6 +49,30 @@ def hugging_face():
     return HuggingFaceClassifier(config), {"input_ids": torch.randint(20, (4, 6)), "labels": torch.arange(4) % 2}
 
 
+def pretrained():
+    pytest.importorskip("transformers")
+    from examples.text.pretrained import PretrainedClassifier
+
+    size = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **size}))
+    return PretrainedClassifier(str(folder), pretrained=False), (
+        {"input_ids": torch.randint(20, (4, 6))},
+        torch.arange(4),
+    )
+
+
+def masked_autoencoder():
+    small = {"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    return MAEPretraining(model_args=small, decoder_width=16, decoder_depth=1, decoder_heads=2), images(3, 32)
+
+
 def text():
     return TextModule(3, vocabulary=20, width=32, layers=1), (torch.randint(1, 20, (4, 128)), torch.arange(4) % 3)
 
@@ -66,8 +95,11 @@ MODELS = {
     "DigitsModel": lambda: (DigitsModel(width=2), images(1, 8)),
     "GlyphModel": lambda: (GlyphModel(num_classes=3, width=2), images(1, 32)),
     "HuggingFaceClassifier": hugging_face,
+    "MAEPretraining": masked_autoencoder,
     "MaskedLMModule": lambda: (MaskedLMModule(20, width=32, layers=1), torch.randint(3, 19, (4, 20))),
+    "NewsModule": lambda: (NewsModule(12, (8, 4)), (torch.randn(4, 12), torch.arange(4))),
     "NoisyModel": lambda: (NoisyModel(), images(1, 8)),
+    "PretrainedClassifier": pretrained,
     "SOPModule": two_views,
     "ScaledModel": lambda: (ScaledModel(), [*images(1, 8), torch.rand(4)]),
     "SegmentationModule": segmentation,
