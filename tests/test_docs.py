@@ -73,7 +73,7 @@ def test_pages_of_scores(page, parser):
     headings = re.findall(r"(?m)^## (.*)$", text)
     assert headings[:3] == ["When to choose it", "Arguments", "Cost"]
     assert headings[-1] == "Reference"
-    assert re.search(r"\*\*(High|Low|The middle) is\s*kept|The\s*first choice|All those chosen", text)
+    assert re.search(r"\*\*(High|Low|The\s+middle)\s+is\s+kept|The\s+first\s+choice|All\s+those\s+chosen", text)
     for snippet in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         parser.parse_object({"trainer": yaml.safe_load(snippet)["trainer"]})
 

@@ -169,43 +169,51 @@ def usage(seed: int) -> str:
 
 TEXT = """# Analyses
 
+This page is for readers who want to understand what a method selects, and whether its gradient is that of the full
+data. It repeats the analyses of the published papers on digits.
+
 Written by `python -m examples.experiments.analysis --output docs/analysis.md` ({minutes:.1f} minutes of CPU time on
 one thread; {seeds} seeds). Digits: 1,437 training images, a CNN of {weights:,} weights, {epochs} epochs unless said
-otherwise. The functions are in `lightning_prune.analysis`; in a run of your own, `PruningMonitor(targets="targets",
-gradient_every_n_epochs=5)` among the callbacks logs them under `prune/`.
+otherwise. The functions are in `lightning_prune.analysis`. In a run of your own, the callback
+`PruningMonitor(targets="targets", gradient_every_n_epochs=5)` logs them under `prune/`.
 
 ## OrderDP's surrogate loss (Appendix D.2, Figures 5-8)
 
 {surrogate}
-The density of Proposition 2 is the limit, approached like 1 / n; the weights add up to 1, and flatten as q rises to s.
+The density of Proposition 2 is the limit for large n; the gap to it falls like 1 / n. The weights add up to 1. They
+become more equal as q rises to s.
 
 ## Which rules are unbiased
 
-1,000 losses, 2,000 draws; unbiased: within 5 standard errors.
+1,000 losses, 2,000 draws. A rule counts as unbiased if its bias lies within 5 standard errors.
 
 {unbiasedness}
-OrderDP is unbiased for its surrogate only, as its Theorem 1 says. InfoBatch's *sum* is unbiased; the paper's Table 10
-finds a bias because it divides by the number kept. The toy beside it prints 4.06 for OrderDP, where its chances give
-4.24 (exact: 4.26). RePB (50 runs) is unbiased in the long run: at first its weights do not make up for who is absent.
+OrderDP is unbiased for its surrogate only, as its Theorem 1 says. InfoBatch's *sum* is unbiased. The paper's Table 10
+finds a bias because it divides by the number kept. The toy beside it prints 4.06 for OrderDP, but its chances give 4.24
+(exact: 4.26). RePB (50 runs) is unbiased in the long run. At first, its weights do not make up for the samples that are
+left out.
 
 ## Stability of selection and gradient (Appendices D.3, D.6, E.2)
 
-No method anneals here, as in the paper. Mean ± standard deviation over the seeds, by parts of the training.
+As in the paper, no method anneals here. Figures are means ± standard deviations over the seeds, by parts of the
+training.
 
 {stability}
-- Overlap: OrderDP's selections become more alike in the course of the training, as in the paper. At 40 % they overlap
-  more than InfoBatch's from the second fifth on, as there. At 70 % they do not, unlike there: they overlap as much in
-  the last two fifths, and less before. At first they overlap less than by chance, since samples never seen go first.
-- Cosine: at 70 %, OrderDP is closer to the full gradient than InfoBatch from the third fifth on, as in Table 11, but by
-  less than InfoBatch's deviation. At 40 % it is the other way round here (InfoBatch 0.98-1.00, OrderDP 0.93-0.95): the
-  paper's order does not show.
-- Norm: near 1 / (kept share) for InfoBatch at 40 % (an unbiased sum over fewer samples); at 70 %, where its few kept
-  easy samples weigh 17, it grows to 4-9 times and varies: the instability of Appendix D.6.
+- **Overlap.** OrderDP's selections become more alike during training, as in the paper. At 40 % they overlap more than
+  InfoBatch's from the second fifth on, also as in the paper. At 70 % they overlap as much as InfoBatch's in the last
+  two fifths, and less before; in the paper they overlap more. At first they overlap less than by chance, because
+  samples never seen come first.
+- **Cosine.** At 70 %, OrderDP is closer to the full gradient than InfoBatch from the third fifth on, as in Table 11,
+  but by less than InfoBatch's deviation. At 40 %, InfoBatch is closer here (InfoBatch 0.98-1.00, OrderDP 0.93-0.95); in
+  the paper OrderDP is.
+- **Norm.** For InfoBatch at 40 % it is close to 1 / (kept share): an unbiased sum over fewer samples. At 70 %, the few
+  easy samples that InfoBatch keeps have a weight of 17. There the norm grows to 4-9 times and varies: the instability
+  of Appendix D.6.
 
 ## Use of the samples by OrderDP (Appendix D.4, Figures 9-11)
 
 {usage}
-As in the paper, no sample is never used, at 99 % either, and most are used with a frequency of their own.
+As in the paper, every sample is used at least once, even at 99 %, and most samples have their own frequency.
 """
 
 

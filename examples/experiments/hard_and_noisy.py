@@ -103,17 +103,17 @@ def kept(selections: dict[str, list[list[Tensor]]], groups: list[Tensor]) -> str
         rows.append(
             [name, *(spread([float(share[group]) for share in shares], 2) for group in range(3)), spread(noisy)]
         )
-    header = ["method, prune_ratio", *(f"kept of {group}" for group in GROUPS), "mislabelled among the kept"]
-    return table(header, rows)
+    kept_of = [f"kept share of {group}" for group in GROUPS]
+    return table(["method, prune_ratio", *kept_of, "share mislabelled among the kept"], rows)
 
 
 TITLE = "## Hard against mislabelled samples (AlignPrune, B.2.7 and B.2.8)\n"
 TEXT = """
 Written by `python -m examples.experiments.hard_and_noisy --output docs/analysis.md` ({minutes:.1f} minutes of CPU time
 on one thread; {seeds} seeds): symmetric noise of 40 %, {epochs} epochs, a window of {window}, a layer of 128 units
-(`examples.experiments.noise.NoisyModel`, {weights:,} weights). Hard are the 10 % of the rightly labelled samples with
-the highest mean loss in full training. In bold: the chance that a hard sample ranks above a mislabelled one; 0.5 is no
-better than a coin.
+(`examples.experiments.noise.NoisyModel`, {weights:,} weights). The hard samples are the 10 % of the rightly labelled
+ones with the highest mean loss in full training. Bold figures are the chance that a hard sample ranks above a
+mislabelled one; 0.5 is no better than a coin.
 
 {curves}
 Share of each group that is trained on, and noise among it, mean over the epochs {first} to {last}. The `prune_ratio` is
@@ -121,14 +121,15 @@ of all samples, with InfoBatch of those below the mean. SmallLoss keeps the lowe
 training.
 
 {kept}
-- The loss tells hard from mislabelled samples here at all times (0.90-0.95): the hardest clean digits have about half
-  the loss of wrong labels. In the paper (Figure C) the two overlap; that does not show on digits.
-- Alignment tells them apart as well while the losses fall (0.96 after the first window), and hardly once they are flat
-  (0.52-0.59).
-- What is retained (Figure D): InfoBatch leaves out low losses, so 56 % of what it trains on at 0.5 is mislabelled, and
-  80 % at 0.9; ranked by alignment 32 and 23 %, less than the 40 % in the data, as in the paper, and 70-88 % of the hard
-  samples stay. Fewer are left out then, since the undecided stay. Against the paper, SmallLoss keeps still fewer wrong
-  labels, next to none from 0.5 on; but it leaves out the hard samples with them.
+- The loss tells hard from mislabelled samples at all times here (0.90-0.95): the hardest clean digits have about half
+  the loss of wrong labels. In the paper (Figure C) the two overlap. On digits they do not.
+- Alignment tells them apart as well while the losses fall (0.96 after the first window), and hardly at all once the
+  losses are flat (0.52-0.59).
+- What is kept (Figure D): InfoBatch leaves out low losses, so 56 % of what it trains on at 0.5 is mislabelled, and 80 %
+  at 0.9. Ranked by alignment, it is 32 and 23 %, less than the 40 % in the data, as in the paper, and 70-88 % of the
+  hard samples are kept. Fewer samples are left out then, because samples with too few recorded epochs are kept. Unlike
+  in the paper, SmallLoss keeps even fewer wrong labels, almost none from 0.5 on. But it also leaves out the hard
+  samples.
 """
 
 

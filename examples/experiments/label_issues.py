@@ -217,10 +217,10 @@ def run(case: dict[str, Any], root: Path | None, peer: bool) -> dict[str, dict[s
 COLUMNS = {"AP": "ap", "AUROC": "auroc", "precision": "precision", "CPU s": "seconds"}
 """Figures by their names in the table: of `LabelIssues` and cleanlab; AP and AUROC of the losses, too."""
 NUMBERS = {
-    "LabelIssues": ("LabelIssues", "number"),
-    "prediction differs": ("LabelIssues", "differs"),
-    "cleanlab's rule": ("LabelIssues", "confident"),
-    "cleanlab, 5-fold": ("cleanlab", "number"),
+    "LabelIssues, ratio": ("LabelIssues", "number"),
+    "prediction differs, ratio": ("LabelIssues", "differs"),
+    "cleanlab's rule, ratio": ("LabelIssues", "confident"),
+    "cleanlab, 5-fold, ratio": ("cleanlab", "number"),
 }
 """Estimates of the number by their names in the table: whose figures, and which."""
 

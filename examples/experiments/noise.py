@@ -252,7 +252,7 @@ def table(experiment: str, results: dict[tuple[tuple[str, ...], int], dict[str, 
     """Return the table of an experiment, from the results by row and seed."""
     rows, seeds = list(EXPERIMENTS[experiment]), sorted({seed for _, seed in results})
     names = ["noise", "method"] if len(rows[0]) == 2 else [experiment]
-    values = ["accuracy, %", "against InfoBatch", "wrong labels kept, %", "saved, %"]
+    values = ["accuracy, %", "against InfoBatch, points", "wrong labels kept, %", "saved, %"]
     lines = [[*names, *values], ["---"] * len(names) + ["---:"] * len(values)]
 
     def of(row: tuple[str, ...], key: str) -> list[float]:

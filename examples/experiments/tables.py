@@ -244,7 +244,9 @@ CELLS = {
     "norm": Cell(ANALYSIS, "Norm", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_norm_ratio")),
     "usage": Cell(ANALYSIS, "Use of the samples", ("30 %",), "samples never used", never_used),
     "losses of groups": Cell(ANALYSIS, "Hard against", ("loss: mislabelled",), "40", mislabelled_loss),
-    "groups kept": Cell(ANALYSIS, "Hard against", ("InfoBatch, 0.5",), "mislabelled among the kept", mislabelled_kept),
+    "groups kept": Cell(
+        ANALYSIS, "Hard against", ("InfoBatch, 0.5",), "share mislabelled among the kept", mislabelled_kept
+    ),
     "static": Cell(
         STATIC, "Clean labels", ("random",), "30% pruned", lambda: random_coreset(DigitsData(split_seed=SEED))
     ),
