@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
-HEADER = "| what | n | rounds | median: ratio, or unit | min..max | must | aim | verdict |\n|---|---|---|---|---|---|---|---|"
+HEADER = "| what | n | rounds | median: ratio, or unit | min..max | must | aim | verdict |\n" + "|---" * 8 + "|"
 
 
 @dataclass(frozen=True)
