@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import lightning.fabric.utilities.registry
 import pytest
 import torch
 from hypothesis import settings
@@ -9,6 +12,9 @@ from hypothesis import settings
 collect_ignore = ["emulated_device.py"]  # doctests are looked for in every module, and this one registers a backend
 
 torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would cost more than the arithmetic
+
+# Each Trainer asks what every installed package offers it: a tenth of a small run.
+lightning.fabric.utilities.registry.entry_points = cache(lightning.fabric.utilities.registry.entry_points)
 
 # The same examples in every run: what is green here is green elsewhere. No deadline: machines are busy.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -21,7 +27,6 @@ LONGEST = [
     "tests/test_contract.py",
     "tests/test_package.py",
     "tests/test_emulated_device.py",
-    "tests/test_emulated_streams.py",
     "tests/examples/",
     "tests/test_house.py",
     "tests/test_benchmarks.py",

@@ -13,7 +13,7 @@ import torch
 
 from lightning_prune import ScoreRegistry
 from lightning_prune.testing.processes import fork
-from tests import contract
+from tests import contract, emulated_streams
 from tests.helpers import Model, make_loader, make_trainer
 from tests.processes import python
 
@@ -78,6 +78,9 @@ def train_all(folder):
             continue
         torch.save(train(contract.make(case)), folder / f"{case} cpu.pt")
         torch.save(train(contract.make(case), **on_device()), folder / f"{case} emulated.pt")
+    for name in emulated_streams.CASES:
+        torch.save(emulated_streams.train(name), folder / f"{name} cpu.pt")
+        torch.save(emulated_streams.train(name, **on_device()), folder / f"{name} emulated.pt")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,17 @@ def test_what_an_epoch_waits_for(runs, case):
         copies, scalars = {"RePB": (4, 45), "Budget": (16, 180)}.get(case.split(",")[0], (3, 45))
         assert sum(size >= WORDS for size in sizes) <= copies  # a budget asks its base up to sixteen times
         assert total.total() <= scalars
+
+
+@pytest.mark.parametrize("name", emulated_streams.CASES)
+def test_streams_and_several_tables(runs, name):
+    """The same results, and no step that waits."""
+    here, there = runs[f"{name} cpu"], runs[f"{name} emulated"]
+    assert there["device"] == "emulated"
+    assert there["saved"] == here["saved"]
+    for column, values in here["tables"].items():
+        torch.testing.assert_close(there["tables"][column], values, equal_nan=True)
+    assert there["steps"] == {}
 
 
 def test_a_tensor_of_another_device_is_refused(tmp_path):

@@ -26,7 +26,7 @@ from lightning_prune.testing.method import WaitInLastEpoch
 from lightning_prune.testing.task import Outcome, assert_resumed, equal
 from tests import contract, ddp_faults
 from tests.helpers import Keep, Model, make_loader, make_trainer, registry_of
-from tests.processes import python
+from tests.processes import be_module, forked
 
 TRACKERS = ["AUM", "EL2N", "Forgetting", "TDDS", "DUAL"]
 KILLS = math.ceil(int(os.environ.get("SOAK_KILLS", "1")) / len(contract.CASES))
@@ -66,10 +66,10 @@ def test_a_killed_recorder_ends_as_if_uninterrupted(tmp_path):
 
 
 @pytest.mark.ddp
-def test_a_broken_rank_ends_the_run_on_all():
+def test_a_broken_rank_ends_the_run_on_all(tmp_path):
     """As Lightning starts them."""
-    _, errors = python("-m", "tests.ddp_faults", fails=True)
-    assert "the first error, on rank 1" in errors
+    said = forked(be_module, "tests.ddp_faults", folder=tmp_path, fails=True)
+    assert "the first error, on rank 1" in said
 
 
 def refused(rank, run, message):

@@ -19,7 +19,7 @@ from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.methods.ies import IES
 from tests import contract, loop_run
 from tests.helpers import Keep, Model, PlainModel, make_loader, make_trainer, registry_of
-from tests.processes import TORCHRUN, python
+from tests.processes import torchrun
 
 pytestmark = pytest.mark.filterwarnings("ignore:AlignPrune.window=2. ranks by alignment only once")
 EPOCHS = 5
@@ -552,7 +552,7 @@ def test_a_hook_may_return_losses():
 @pytest.mark.ddp
 def test_two_processes(tmp_path):
     """A plain loop with `DistributedDataParallel`, Fabric and the Trainer, under torchrun: the same, rank by rank."""
-    python(*TORCHRUN, "tests.loop_run", tmp_path)
+    torchrun("tests.loop_run", tmp_path, folder=tmp_path)
     for name in loop_run.METHODS:
         found = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob(f"{name}-*.pt")}
         assert len(found) == 6

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
 
 import pytest
+import sphinx.cmd.build
 
-from tests.processes import ROOT, python
+from tests.processes import ROOT, forked
 
 TUTORIALS = sorted((ROOT / "examples" / "tutorials").glob("plot_*.py"))
 
@@ -22,8 +25,13 @@ def site(tmp_path_factory):
     for name in ("docs", "examples", "lightning_prune"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("_build", "__pycache__"))
     shutil.rmtree(folder / "docs" / "tutorials", ignore_errors=True)
-    python("-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", folder / "docs", folder / "html", cwd=folder)
+    forked(build, folder, folder=folder)
     return folder / "html"
+
+
+def build(folder):
+    os.chdir(folder)
+    sys.exit(sphinx.cmd.build.main(["-q", "-W", "--keep-going", "-b", "html", "docs", "html"]))
 
 
 def test_every_page_is_built(site):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT, TORCHRUN, python
+from tests.processes import ROOT, torchrun
 
 
 def numbers(out):
@@ -38,8 +38,8 @@ def test_plain_and_resumed(run, tmp_path):
 
 
 @pytest.mark.ddp
-def test_plain_in_two_processes():
-    accuracy, saved = numbers(python(*TORCHRUN, "examples.loops.plain", "--epochs", 6)[0])
+def test_plain_in_two_processes(tmp_path):
+    accuracy, saved = numbers(torchrun("examples.loops.plain", "--epochs", 6, folder=tmp_path))
     assert accuracy > 90
     assert 15 < saved < 40
 
@@ -51,9 +51,9 @@ def test_fabric(run):
 
 
 @pytest.mark.ddp
-def test_fabric_in_two_processes_and_half_precision():
+def test_fabric_in_two_processes_and_half_precision(tmp_path):
     command = ["examples.loops.fabric", "--epochs", 6, "--devices", 2, "--precision", "bf16-mixed"]
-    accuracy, saved = numbers(python(*TORCHRUN, *command)[0])
+    accuracy, saved = numbers(torchrun(*command, folder=tmp_path))
     assert accuracy > 90
     assert 15 < saved < 40
 

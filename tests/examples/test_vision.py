@@ -17,7 +17,7 @@ from lightning_prune.data import SOPLoss
 from lightning_prune.scoring import load_scores
 from tests.examples import files
 from tests.examples.conftest import QUICK, ROOT, registry_of
-from tests.processes import python
+from tests.processes import be_module, forked
 
 SMALL = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
 """A thin ResNet, where what is tested is not the model."""
@@ -233,10 +233,10 @@ def test_ddp_by_flag(tmp_path):
     options = {**QUICK, "trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 3, "data.image_size": 64}
     options |= {"data.root": tmp_path / "data", "trainer.enable_progress_bar": "true", "model.model_args": SMALL}
     given = [f"--{name}={value}" for name, value in options.items()]
-    out, errors = python("-m", "tests.rank", "lightning_prune.cli", "fit", f"--config={config}", *given)
-    assert "max_epochs=3` reached" in errors
-    assert "prune/kept" in out
-    assert "0.700" in out
+    said = forked(be_module, "lightning_prune.cli", "fit", f"--config={config}", *given, folder=tmp_path)
+    assert "max_epochs=3` reached" in said
+    assert "prune/kept" in said
+    assert "0.700" in said
 
 
 def test_schedules_end_with_the_run():
