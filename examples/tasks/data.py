@@ -21,7 +21,7 @@ class TaskData(L.LightningDataModule, ABC):
         drop_last: Leave out a last batch that is shorter, where a sample's loss depends on how many are beside it.
     """
 
-    def __init__(self, root: str, batch_size: int, num_workers: int, drop_last: bool = False) -> None:
+    def __init__(self, root: str, batch_size: int = 128, num_workers: int = 4, drop_last: bool = False) -> None:
         super().__init__()
         self.root = Path(root)
         self.batch_size = batch_size

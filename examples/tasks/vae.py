@@ -28,16 +28,7 @@ from lightning_prune import WeightedLossMixin
 
 @final
 class MNISTData(TaskData):
-    """MNIST's training images, in [0, 1].
-
-    Args:
-        root: Folder of ``MNIST``.
-        batch_size: Samples in a batch of one device.
-        num_workers: Processes that load.
-    """
-
-    def __init__(self, root: str = "data", batch_size: int = 128, num_workers: int = 2) -> None:
-        super().__init__(root, batch_size, num_workers)
+    """MNIST's training images, in [0, 1]."""
 
     def prepare_data(self) -> None:
         MNIST(self.root, download=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,58 @@ def write_alpaca(root: Path) -> None:
         for i in range(SAMPLES)
     ]
     (root / "alpaca_data.json").write_text(json.dumps(rows))
+
+
+def write_stl10(root: Path) -> None:
+    (root / "stl10_binary").mkdir(parents=True)
+    (root / "stl10_binary" / "unlabeled_X.bin").write_bytes(pixels(drawn(), SAMPLES, 3, 96, 96).tobytes())
+
+
+def write_cvusa(root: Path) -> None:
+    rng, lines = drawn(), []
+    for i in range(SAMPLES):
+        names = [f"{folder}/{i:07d}.{end}" for folder, end in FOLDERS]
+        lines.append(",".join(names))
+        save_image(root / names[0], pixels(rng, 40, 40, 3))
+        save_image(root / names[1], pixels(rng, 20, 80, 3))
+    (root / "splits").mkdir()
+    (root / "splits" / "train-19zl.csv").write_text("\n".join(lines) + "\n")
+
+
+FOLDERS = (("bingmap/19", "jpg"), ("streetview/panos", "jpg"), ("streetview/annotations", "png"))
+"""Of CVUSA's aerial images, street views, and annotations, which are not read."""
+
+
+def write_speech_commands(root: Path) -> None:
+    """Write words of up to a second, some of which are held out, and a longer noise."""
+    rng, names = drawn(), [f"{('bed', 'yes')[i % 2]}/{i:08x}_nohash_0.wav" for i in range(SAMPLES + 2)]
+    for number, name in enumerate([*names, "_background_noise_/pink_noise.wav"]):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(rng.integers(-9999, 9999, 16_000 - 1000 * (number % 3), dtype=np.int16).tobytes())
+    (root / "validation_list.txt").write_text(names[-1] + "\n")
+    (root / "testing_list.txt").write_text(names[-2] + "\n")
+
+
+def write_mutag(root: Path) -> None:
+    """Write rings of 3 to 6 nodes, both ways of each edge, and numbers from 1 on."""
+    folder, rng = root / "MUTAG" / "raw", drawn()
+    folder.mkdir(parents=True)
+    sizes, start, edges = [3 + i % 4 for i in range(SAMPLES)], 1, []
+    for size in sizes:
+        ring = [(start + k, start + (k + 1) % size) for k in range(size)]
+        edges += sorted([*ring, *((b, a) for a, b in ring)])
+        start += size
+    columns = {
+        "A": [f"{a}, {b}" for a, b in edges],
+        "edge_labels": [0] * len(edges),
+        "graph_indicator": [1 + i for i, size in enumerate(sizes) for _ in range(size)],
+        "graph_labels": [(1, -1)[i % 2] for i in range(SAMPLES)],
+        "node_labels": [*range(7), *rng.integers(0, 7, start - 8)],
+    }
+    for name, values in columns.items():
+        (folder / f"MUTAG_{name}.txt").write_text("".join(f"{value}\n" for value in values))

@@ -7,11 +7,13 @@ registry holds in the end must be the last of these for each sample.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ import yaml
 
 from lightning_prune import ScoreRegistry
 from lightning_prune.cli import PruneCLI
-from tests.examples import task_files
+from tests.examples import files, task_files
 from tests.examples.conftest import ROOT
 
 pytest.importorskip("peft")
@@ -94,6 +96,76 @@ def instruction(model, batch):
         yield model.net(input_ids=tokens[None, :length], labels=targets[None, :length]).loss
 
 
+def simclr(model, batch):
+    views = [[F.normalize(model.net(view[None])[0], dim=0) for view in views] for views in batch]
+    flat = [*views[0], *views[1]]
+
+    def find(own, other):
+        near = [(own @ view / 0.5).exp() for view in flat if view is not own]
+        return -((own @ other / 0.5).exp() / sum(near)).log()
+
+    for first, second in zip(*views, strict=True):
+        yield (find(first, second) + find(second, first)) / 2
+
+
+def geo_localisation(model, batch):
+    street = [F.normalize(model.street(image[None])[0], dim=0) for image in batch[0]]
+    aerial = [F.normalize(model.aerial(image[None])[0], dim=0) for image in batch[1]]
+
+    def distance(i, j):
+        return (street[i] - aerial[j]).square().sum()
+
+    for i in range(len(street)):
+        pairs = [pair for j in range(len(street)) if j != i for pair in ((i, j), (j, i))]
+        triplets = [(1 + (10 * (distance(i, i) - distance(*pair))).exp()).log() for pair in pairs]
+        yield sum(triplets) / len(triplets)
+
+
+def fixmatch(model, batch):
+    """None where the guess is not sure enough; FlexMatch's thresholds by counts of the guesses so far."""
+    guesses, share = Counter(model.guesses.tolist()), dict.fromkeys(range(10), 1.0)
+    if model.flexible:
+        share = {c: guesses[c + 1] / max(guesses.values()) for c in range(10)}
+    for weak, strong in zip(*batch["unlabelled"][0], strict=True):
+        chances = model.net(weak[None])[0].softmax(0)
+        guess = int(chances.argmax())
+        sure = chances[guess] >= model.threshold * share[guess] / (2 - share[guess])
+        yield -model.net(strong[None])[0].log_softmax(0)[guess] if sure else None
+
+
+def unlike_guesses(model):
+    """Have a fresh classifier guess unlike classes, some surely; and FlexMatch remember some guesses."""
+    model.net.head.weight.data.mul_(100)
+    model.guesses.copy_(torch.tensor([0, 1, 2, 3, 4, *[9] * 5]))
+
+
+def ddpm(model, batch):
+    number = len(batch[0])
+    times, noise, dropped = torch.randint(1000, (number,)), torch.randn(batch[0].shape), torch.rand(number) < 0.1
+    for image, label, time, added, drop in zip(*batch, times, noise, dropped, strict=True):
+        signal = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: time + 1])
+        seen = signal**0.5 * image + (1 - signal) ** 0.5 * added
+        found = model.net(seen[None], time[None], torch.tensor([10]) if drop else label[None])[0]
+        yield ((found - added).double() ** 2).sum() / 3072
+
+
+def audio(model, batch):
+    """The spectrogram frame by frame, by NumPy."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    for wave, target in zip(*batch, strict=True):
+        frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave.numpy(), 200, "reflect"), 400)[::160]
+        power = np.abs(np.fft.rfft(frames * window)) ** 2
+        logs = np.log(np.maximum(power @ model.bands.double().numpy(), 1e-10))
+        image = torch.tensor((logs - logs.mean()) / (logs.std(ddof=1) + 1e-5), dtype=torch.float32)
+        yield -model.net(image[None]).logits[0].log_softmax(0)[target]
+
+
+def graphs(model, batch):
+    for graph in batch.to_data_list():
+        logits = model.head(model.net(graph.x, graph.edge_index).sum(0))
+        yield -logits.log_softmax(0)[graph.y[0]]
+
+
 @dataclass
 class Case:
     """How to try a task: its files, what to make smaller, and the losses of a batch's samples, one by one."""
@@ -101,11 +173,53 @@ class Case:
     write: Callable[..., Any]
     losses: Callable[[Any, Any], Any]
     small: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], None] = lambda model: None
 
 
 DECODER = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 """Of GPT-2, without dropout."""
+TIMM = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0}
+FEW_LABELS = {
+    "data.name": "CIFAR10", "data.labels": 1, "data.ratio": 1, "model.num_classes": 10, "model.cifar_stem": False,
+    "model.arch": "vit_tiny_patch16_224", "model.model_args": {**TIMM, "img_size": 32}, "model.num_unlabelled": 10,
+    "model.threshold": 0.8, "model.lr": 1e-5,
+}  # fmt: skip
 CASES = {
+    "audio": Case(
+        lambda root, _: task_files.write_speech_commands(root / "speech_commands_v0.02"),
+        audio,
+        {"model.num_classes": 2, "model.model_args": {**VIT, "frequency_stride": 16, "time_stride": 16}},
+    ),
+    "ddpm": Case(
+        lambda root, patch: files.write_cifar(root, "CIFAR10", patch),
+        ddpm,
+        {"model.patch": 8, "model.width": 16, "model.depth": 1, "model.heads": 2},
+    ),
+    "fixmatch": Case(
+        lambda root, patch: files.write_cifar(root, "CIFAR10", patch), fixmatch, FEW_LABELS, unlike_guesses
+    ),
+    "flexmatch": Case(
+        lambda root, patch: files.write_cifar(root, "CIFAR10", patch), fixmatch, FEW_LABELS, unlike_guesses
+    ),
+    "geo_localisation": Case(
+        lambda root, _: task_files.write_cvusa(root / "cvusa"),
+        geo_localisation,
+        {
+            "data.sizes": [[16, 32], [32, 32]],
+            "model.arch": "vit_tiny_patch16_224",
+            "model.model_args": [{**TIMM, "img_size": [16, 32]}, {**TIMM, "img_size": 32}],
+        },
+    ),
+    "graphs": Case(lambda root, _: task_files.write_mutag(root), graphs, {"model.width": 4, "model.layers": 2}),
+    "simclr": Case(
+        lambda root, _: task_files.write_stl10(root),
+        simclr,
+        {
+            "data.size": 32,
+            "model.arch": "vit_tiny_patch16_224",
+            "model.model_args": {**TIMM, "img_size": 32},
+        },
+    ),
     "captioning": Case(
         lambda root, _: task_files.write_coco(root / "coco"),
         image_to_text,
@@ -156,24 +270,32 @@ CASES = {
 """By the name of the yaml."""
 
 
+DROPS_LAST = ("clip", "simclr")
+"""Tasks whose loader leaves out a shorter last batch."""
+
+
 class Watch(L.Callback):
     """Computes the losses of each batch's samples before its step, and notes which parameters get no gradient."""
 
-    def __init__(self, losses, loader):
-        self.losses, self.loader = losses, loader
-        self.expected, self.kept, self.without, self.rows = {}, [], set(), []
+    def __init__(self, losses):
+        self.losses = losses
+        self.expected, self.kept, self.without, self.rows, self.missing = {}, [], set(), [], 0
+        self.trained = []
 
     def on_train_epoch_start(self, trainer, module):
         self.kept.append(set(ScoreRegistry.of(trainer).selection.indices.tolist()))
+        self.trained.append(0)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         state = torch.get_rng_state()
         with torch.no_grad():
             self.rows = [None if loss is None else float(loss) for loss in self.losses(module, batch)]
         torch.set_rng_state(state)
+        self.missing += self.rows.count(None)
 
     def on_after_backward(self, trainer, module):
         ids = ScoreRegistry.of(trainer).running.step_indices.tolist()
+        self.trained[-1] += len(ids)
         self.expected |= {i: row for i, row in zip(ids, self.rows, strict=True) if row is not None}
         if not self.without:
             self.without = {n for n, value in module.named_parameters() if value.requires_grad and value.grad is None}
@@ -183,8 +305,13 @@ class Watch(L.Callback):
 def test_task(name, fit, tmp_path, monkeypatch):
     case = CASES[name]
     case.write(tmp_path / "data", monkeypatch)
-    watch = Watch(case.losses, None)
-    monkeypatch.setattr(PruneCLI, "before_fit", lambda cli: cli.trainer.callbacks.append(watch), raising=False)
+    watch = Watch(case.losses)
+
+    def prepare(cli):
+        cli.trainer.callbacks.append(watch)
+        case.prepare(cli.model)
+
+    monkeypatch.setattr(PruneCLI, "before_fit", prepare, raising=False)
     method = yaml.safe_load((ROOT / f"examples/tasks/{name}.yaml").read_text())["trainer"]["callbacks"][-1]
     quick = {"trainer.max_epochs": 2, "trainer.limit_train_batches": 1.0, "data.batch_size": 4, **case.small}
     if method["class_path"] == "InfoBatch":
@@ -193,10 +320,12 @@ def test_task(name, fit, tmp_path, monkeypatch):
     registry = ScoreRegistry.of(cli.trainer)
     assert registry.num_samples == task_files.SAMPLES
     assert 0 < len(watch.kept[1]) < task_files.SAMPLES
+    assert watch.trained == [n - n % 4 * (n > 4 and name in DROPS_LAST) for n in map(len, watch.kept)]
     assert watch.expected.keys() == set(registry.losses.isfinite().nonzero().flatten().tolist())
     assert {i: float(registry.losses[i]) for i in watch.expected} == pytest.approx(watch.expected, rel=1e-4, abs=1e-6)
     assert len(set(watch.expected.values())) > 1
     assert watch.without == set()
+    assert bool(watch.missing) == (name in ("fixmatch", "flexmatch"))
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
 
 
