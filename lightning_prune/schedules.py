@@ -9,6 +9,7 @@ again.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -18,23 +19,38 @@ from lightning_prune.core.checks import check_ratio
 __all__ = ["Cosine", "Linear", "Steps"]
 
 
-def _part(progress: float, begin: float, until: float) -> float:
-    """Return how much of the time from ``begin`` to ``until`` is over, in [0, 1]."""
-    if progress >= until:
-        return 1.0
-    return max(0.0, (progress - begin) / (until - begin)) if until > begin else 0.0
+@dataclass(frozen=True)
+class _Moving(ABC):
+    """Base of ratios that move from ``start`` to ``end`` between two shares of the run."""
 
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 1.0
 
-def _check_ends(start: float, end: float, begin: float, until: float) -> None:
-    for name, value in (("start", start), ("end", end), ("begin", begin), ("until", until)):
-        check_ratio(name, value, closed_high=True)
-    if begin > until:
-        raise ValueError(f"Expected `begin` <= `until`, but got {begin} and {until}.")
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "begin", "until"):
+            check_ratio(name, getattr(self, name), closed_high=True)
+        if self.begin > self.until:
+            raise ValueError(f"Expected `begin` <= `until`, but got {self.begin} and {self.until}.")
+
+    def __call__(self, progress: float) -> float:
+        """Return the ratio at a progress in [0, 1]."""
+        if progress >= self.until:
+            return self.end
+        if progress <= self.begin:
+            return self.start
+        way = self._way((progress - self.begin) / (self.until - self.begin))
+        return (1 - way) * self.start + way * self.end
+
+    @abstractmethod
+    def _way(self, part: float) -> float:
+        """Return how much of the way is done when a part of the time is over, both in [0, 1]."""
 
 
 @final
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Moving):
     """A ratio that moves evenly from ``start`` to ``end``.
 
     Args:
@@ -52,22 +68,13 @@ class Linear:
         [0.0, 0.3, 0.6]
     """
 
-    start: float
-    end: float
-    begin: float = 0.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_ends(self.start, self.end, self.begin, self.until)
-
-    def __call__(self, progress: float) -> float:
-        """Return the ratio at a progress in [0, 1]."""
-        return self.start + (self.end - self.start) * _part(progress, self.begin, self.until)
+    def _way(self, part: float) -> float:
+        return part
 
 
 @final
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Moving):
     """A ratio that moves from ``start`` to ``end`` along half a cosine: slowly at both ends.
 
     Args:
@@ -85,18 +92,8 @@ class Cosine:
         [0.6, 0.51, 0.3, 0.0]
     """
 
-    start: float
-    end: float
-    begin: float = 0.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_ends(self.start, self.end, self.begin, self.until)
-
-    def __call__(self, progress: float) -> float:
-        """Return the ratio at a progress in [0, 1]."""
-        part = _part(progress, self.begin, self.until)
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * part)) / 2
+    def _way(self, part: float) -> float:
+        return (1 - math.cos(math.pi * part)) / 2
 
 
 @final
