@@ -73,7 +73,7 @@ class InstructionTuning(WeightedLossMixin, L.LightningModule):
 
     Args:
         model: Name or folder of the model. None: a Llama with random weights.
-        model_args: What differs from transformers' `LlamaConfig`, without ``model``.
+        model_args: What differs, in that Llama, from transformers' `LlamaConfig`, which has 7 billion weights.
         rank: Rank of the adapters.
         lr: Learning rate of AdamW.
     """

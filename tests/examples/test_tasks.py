@@ -270,6 +270,8 @@ CASES = {
 """By the name of the yaml."""
 
 
+AS_STORED = ("audio", "captioning", "clip", "depth", "geo_localisation", "scene_text", "vae")
+"""Tasks without augmentation: a row of a batch is what the data set has at that sample's id."""
 DROPS_LAST = ("clip", "simclr")
 """Tasks whose loader leaves out a shorter last batch."""
 
@@ -277,8 +279,8 @@ DROPS_LAST = ("clip", "simclr")
 class Watch(L.Callback):
     """Computes the losses of each batch's samples before its step, and notes which parameters get no gradient."""
 
-    def __init__(self, losses):
-        self.losses = losses
+    def __init__(self, losses, as_stored):
+        self.losses, self.as_stored = losses, as_stored
         self.expected, self.kept, self.without, self.rows, self.missing = {}, [], set(), [], 0
         self.trained = []
 
@@ -292,10 +294,13 @@ class Watch(L.Callback):
             self.rows = [None if loss is None else float(loss) for loss in self.losses(module, batch)]
         torch.set_rng_state(state)
         self.missing += self.rows.count(None)
+        self.first = batch[0] if isinstance(batch, tuple | list) else None
 
     def on_after_backward(self, trainer, module):
         ids = ScoreRegistry.of(trainer).running.step_indices.tolist()
         self.trained[-1] += len(ids)
+        if self.as_stored:
+            assert torch.equal(self.first, torch.stack([trainer.datamodule.train[i][0] for i in ids]))
         self.expected |= {i: row for i, row in zip(ids, self.rows, strict=True) if row is not None}
         if not self.without:
             self.without = {n for n, value in module.named_parameters() if value.requires_grad and value.grad is None}
@@ -305,7 +310,7 @@ class Watch(L.Callback):
 def test_task(name, fit, tmp_path, monkeypatch):
     case = CASES[name]
     case.write(tmp_path / "data", monkeypatch)
-    watch = Watch(case.losses)
+    watch = Watch(case.losses, name in AS_STORED)
 
     def prepare(cli):
         cli.trainer.callbacks.append(watch)
@@ -327,6 +332,52 @@ def test_task(name, fit, tmp_path, monkeypatch):
     assert watch.without == set()
     assert bool(watch.missing) == (name in ("fixmatch", "flexmatch"))
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    from examples.tasks.depth import KittiDepthData
+
+    with pytest.raises(ValueError, match=r"Expected samples in `root`, but got none in '.*kitti'"):
+        KittiDepthData(str(tmp_path / "kitti")).setup("fit")
+
+
+def test_a_saved_language_model_is_tuned(tmp_path):
+    """Its weights, its tokenizer; the first loss is the saved model's, since adapters start at nothing."""
+    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+    from examples.tasks.instruction import Alpaca, InstructionTuning
+
+    saved = LlamaForCausalLM(LlamaConfig(vocab_size=384, **VIT))
+    saved.save_pretrained(tmp_path / "model")
+    ByT5Tokenizer().save_pretrained(tmp_path / "model")
+    task_files.write_alpaca(tmp_path / "alpaca")
+    data = Alpaca(str(tmp_path / "alpaca"), tokenizer=str(tmp_path / "model"), num_workers=0)
+    data.setup("fit")
+    tokens, targets = data.collate([data.train[i] for i in (3, 5)])
+    text = data.tokenizer.decode(tokens[0][targets[0] != -100], skip_special_tokens=True)
+    assert text == " ".join("357" * 3)
+    loss = InstructionTuning(str(tmp_path / "model")).training_step((tokens, targets), 0)
+    assert float(loss) == pytest.approx(float(saved(input_ids=tokens, labels=targets).loss), rel=1e-5)
+
+
+def test_diffusion_is_guided(monkeypatch):
+    """With a network that finds a tenth of its label everywhere, in two steps, by hand."""
+    from examples.tasks import ddpm
+
+    monkeypatch.setattr(ddpm, "STEPS", 2)
+    model = ddpm.DDPM(patch=8, width=16, depth=1, heads=2)
+    monkeypatch.setattr(model, "net", torch.nn.Module())
+    model.net.forward = lambda images, times, labels: (labels / 10).view(-1, 1, 1, 1).expand_as(images)
+    torch.manual_seed(0)
+    found = model.sample(torch.tensor([3, 7]), guidance=2.0)
+    torch.manual_seed(0)
+    images, noises = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
+    betas = (0.0001, 0.02)
+    for k, label in enumerate((3, 7)):
+        noise = 1.0 + 2.0 * (label / 10 - 1.0)
+        image = (images[k] - betas[1] / (1 - 0.9999 * 0.98) ** 0.5 * noise) / 0.98**0.5 + 0.02**0.5 * noises[k]
+        image = (image - betas[0] / 0.0001**0.5 * noise) / 0.9999**0.5
+        assert torch.allclose(found[k], image, atol=1e-5)
 
 
 def test_every_task_is_tried():
