@@ -76,3 +76,11 @@ def test_blocks_of_code_can_be_read(page):
             yaml.safe_load(text)
         elif not text.startswith(">>>"):
             ast.parse(text)
+
+
+def test_pages_of_the_guide_explain_their_words():
+    """By a link into the glossary; not those that are one, tell of the project, or are short."""
+    own = {"changelog", "cifar", "contributing", "glossary", "how-it-works", "index", "epoch-is-a-plan", "tasks"}
+    pages = [page for page in PAGES if page.parent == ROOT / "docs" and page.stem not in own]
+    assert len(pages) > 12
+    assert [page.stem for page in pages if "](glossary.md#" not in page.read_text()] == []
