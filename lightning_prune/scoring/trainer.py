@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,6 +30,7 @@ from lightning_prune.scoring.features.feature_scores import (
     check_parameters,
     score_module,
     try_parameters,
+    uses_validation,
 )
 from lightning_prune.scoring.random_scores import RANDOM_CORESET, random_scores
 from lightning_prune.scoring.recorder import TRACKERS, ScoreRecorder
@@ -71,7 +73,9 @@ class ScoringTrainer(Trainer, ABC):
                 trains. ContextualDiversity, CRAIG, DeepFool, DP, ELFS, Entropy, GLISTER, Herding, Influence, KCenter,
                 LeastConfidence, Margin, Moderate, MoSo, Prune4ReL, SmallLoss and SSP take one pass of the trained
                 model, in eval mode over the training loader. Random, the baseline, takes neither.
-            method_args: Further arguments of the method, such as ``{"window": 5}`` of TDDS.
+            method_args: Further arguments of the method, such as ``{"window": 5}`` of TDDS. With ``{"kind": "loss"}``
+                Influence goes by the loss of the validation set, the first if there are several; without one, by that
+                of the training set.
             prune_ratio: Least share that is going to be pruned, for the methods that choose samples one after another.
             ckpt_path: Checkpoint of the trained model, which is scored in one pass without training; AUM, DUAL,
                 DynUnc, Forgetting and TDDS need training and resume it from there.
@@ -129,8 +133,7 @@ class ScoringTrainer(Trainer, ABC):
             return None
         if recorder is None:
             model.to(self.strategy.root_device)  # a fit leaves it on the CPU
-            loader = (datamodule or model).train_dataloader()
-            file, dataset = score_module(method, model, loader, prune_ratio=prune_ratio, **parameters), loader.dataset
+            file, dataset = _score_once(method, model, datamodule, prune_ratio=prune_ratio, **parameters)
         else:
             file, dataset = load_scores(path, allow_missing=True), recorder.dataset
         if doubts is not None and len(doubts) == len(file.scores):
@@ -206,11 +209,22 @@ def score_checkpoints(
     for path in checkpoints:
         load(model, datamodule, path)
         model.to(trainer.strategy.root_device)
-        loader = (datamodule or model).train_dataloader()
-        file = score_module(method, model, loader, **parameters)
+        file, dataset = _score_once(method, model, datamodule, **parameters)
         total = total + file.scores.double() * (_learning_rate(path) if method == "MoSo" else 1.0)
     file.meta["parameters"]["checkpoints"] = [str(path) for path in checkpoints]
-    return replace(file, scores=(torch.as_tensor(total) / len(checkpoints)).float()), loader.dataset
+    return replace(file, scores=(torch.as_tensor(total) / len(checkpoints)).float()), dataset
+
+
+def _score_once(
+    method: str, model: LightningModule, datamodule: LightningDataModule | None, **arguments: Any
+) -> tuple[ScoreFile, Dataset[Any]]:
+    """Return scores by one pass over the training set, and over the validation set if they go by it; and the former."""
+    source = datamodule or model
+    loader, held_out = source.train_dataloader(), None
+    if uses_validation(method, arguments) and is_overridden("val_dataloader", source):
+        found = source.val_dataloader()
+        held_out = (found[0] if found else None) if isinstance(found, (list, tuple)) else found
+    return score_module(method, model, loader, val_dataloader=held_out, **arguments), loader.dataset
 
 
 def _learning_rate(path: str) -> float:

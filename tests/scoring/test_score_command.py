@@ -11,7 +11,7 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.cli import main
-from lightning_prune.scoring import StaticPruning, load_scores, score_module
+from lightning_prune.scoring import StaticPruning, collect_features, influence, load_scores, score_module
 from lightning_prune.scoring.features.feature_scores import FEATURE_METHODS, try_parameters
 from lightning_prune.scoring.trackers.entropy import entropy
 from lightning_prune.scoring.trainer import ScoringTrainer
@@ -51,6 +51,11 @@ class Blobs(TensorDataset):
 class NoisyModel(CommandModel):
     def train_dataloader(self):
         return DataLoader(Blobs(), 10, shuffle=True)
+
+
+class ValidatedModel(CommandModel):
+    def val_dataloader(self):
+        return [make_loader(8), make_loader()]
 
 
 @pytest.fixture
@@ -197,6 +202,28 @@ def test_the_mean_over_checkpoints(config, capsys):
     assert file.meta["parameters"]["checkpoints"] == ["0.ckpt", "1.ckpt"]
     message = fails(capsys, "--config", config, "--method=EL2N", "--save_to=b.npz", both, "--ckpt_path=0.ckpt")
     assert "Expected `checkpoints` or `ckpt_path`, but got both" in message
+
+
+@pytest.mark.parametrize("by", ["--ckpt_path=a.ckpt", '--checkpoints=["a.ckpt"]'])
+def test_influence_on_the_loss_is_on_that_of_the_validation_set(config, by):
+    """Of the first of its loaders; a module without one has the training set looked at."""
+    torch.manual_seed(7)
+    model = ValidatedModel()
+    model.layer.weight.data.normal_()
+    torch.save({"state_dict": model.state_dict()}, "a.ckpt")
+    train, held_out = (
+        collect_features(model, one, progress=False) for one in (make_loader(), model.val_dataloader()[0])
+    )
+    by_the_loss = {"kind": "loss", "generator": torch.Generator().manual_seed(0)}
+    shown = {f"val_{name}": getattr(held_out, name) for name in ("logits", "features", "targets")}
+    for name, given in (("ValidatedModel", shown), ("CommandModel", {})):
+        arguments = ["--method=Influence", "--method_args.kind=loss", "--save_to=a.npz", "--overwrite=true", by]
+        score(config, f"--model={__name__}.{name}", *arguments)
+        expected = influence(train.logits, train.features, train.targets, **by_the_loss, **given)
+        file = load_scores("a.npz", 40)
+        torch.testing.assert_close(file.scores, expected)
+        assert file.meta["parameters"].get("validation_samples") == (8 if given else None)
+    assert not torch.allclose(expected, influence(train.logits, train.features, train.targets, **by_the_loss, **shown))
 
 
 def test_fit_on_what_was_scored(config):

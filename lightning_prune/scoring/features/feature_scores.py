@@ -155,6 +155,8 @@ _RULES: dict[str, tuple[_Rule, tuple[str, ...], str]] = {
     "SSP": (_ssp, ("num_clusters", "max_iter"), "far from every prototype: hard"),
 }
 """By name: the rule, the arguments that it takes, and what a high score says."""
+_TAKE_VALIDATION = ("GLISTER", "Influence")
+"""Methods that can look at a validation set."""
 FINISHED = ("Entropy", "LeastConfidence", "Margin", "SmallLoss")
 """Trackers that papers use on a trained module."""
 ONE_VISIT = ("EL2N", "GraNd", *FINISHED)
@@ -166,7 +168,13 @@ FEATURE_METHODS = tuple(sorted([*_RULES, "DeepFool"]))
 
 
 def score_features(
-    method: str, features: Features, *, prune_ratio: float = 0.3, seed: int = 0, **parameters: Any
+    method: str,
+    features: Features,
+    *,
+    validation: Features | None = None,
+    prune_ratio: float = 0.3,
+    seed: int = 0,
+    **parameters: Any,
 ) -> ScoreFile:
     """Score a training set by what a trained module shows of it.
 
@@ -182,6 +190,8 @@ def score_features(
             ``"SmallLoss"``.
         features: What :func:`collect_features` returned; one pass serves any number of methods. Prune4ReL's authors
             show the module strongly augmented views, SSP's take the features of a self-supervised one.
+        validation: The same of a validation set, for GLISTER, and for Influence with ``kind="loss"``. None: they look
+            at the training set.
         prune_ratio: Least share that is going to be pruned, in [0, 1), for the methods that choose.
         seed: Seed of the methods that draw.
         **parameters: Further arguments of the method's function: ``threshold=0.975`` of :func:`prune4rel`.
@@ -190,8 +200,8 @@ def score_features(
         The scores by sample id; ``save(path)`` writes them.
 
     Raises:
-        ValueError: If the method or a parameter is unknown, an argument is out of range, or ``features`` lack what the
-            method needs.
+        ValueError: If the method or a parameter is unknown, an argument is out of range, ``features`` lack what the
+            method needs, or it has no use for a validation set.
 
     Example:
         >>> features = Features(features=torch.tensor([[0.0], [1.0], [5.0], [9.0]]))
@@ -202,13 +212,17 @@ def score_features(
     check_parameters(method, parameters)
     check_ratio("prune_ratio", prune_ratio)
     check_int("seed", seed, low=0)
+    if validation is not None:
+        _check_takes_validation(method)
     if method in ONE_VISIT:
         tracker = TRACKERS[method](len(features), **parameters)
         result, stated, high = _one_visit(tracker, features), tracker.parameters, tracker.high
     else:
         rule, _, high = _RULES[method]
-        result = rule(features, 1 - prune_ratio, make_generator(seed, 0, method), dict(parameters))
+        given = {**parameters, **_validating(validation)}
+        result = rule(features, 1 - prune_ratio, make_generator(seed, 0, method), given)
         stated = {**parameters, "seed": seed}
+        stated |= {"validation_samples": len(validation)} if validation is not None else {}
         stated |= {"prune_ratio": prune_ratio} if result.num_ranked is not None or method == "ELFS" else {}
     columns = result.columns | ({"targets": features.targets} if "targets" in features.given else {})
     return ScoreFile.make(
@@ -227,6 +241,7 @@ def score_module(
     module: nn.Module,
     dataloader: DataLoader[Any],
     *,
+    val_dataloader: DataLoader[Any] | None = None,
     prune_ratio: float = 0.3,
     seed: int = 0,
     progress: bool = True,
@@ -239,6 +254,8 @@ def score_module(
             ``(inputs, targets, ...)``.
         module: The trained module; see :func:`collect_features`.
         dataloader: A loader of the dataset to be pruned.
+        val_dataloader: One of a validation set, whose batches are of the same kind, for GLISTER, and for Influence with
+            ``kind="loss"``. None: they look at the training set.
         prune_ratio: Least share that is going to be pruned, in [0, 1), for the methods that choose.
         seed: Seed of the methods and the transforms that draw.
         progress: Show a progress bar.
@@ -248,10 +265,10 @@ def score_module(
         The scores by sample id; ``save(path)`` writes them.
 
     Raises:
-        MisconfigurationException: If ``dataloader`` is no DataLoader that could be pruned.
+        MisconfigurationException: If a loader is no DataLoader that could be pruned.
         TypeError: If a batch or an output is of another kind.
-        ValueError: If the method or a parameter is unknown, an argument is out of range, or the module does not show
-            what the method needs.
+        ValueError: If the method or a parameter is unknown, an argument is out of range, the module does not show what
+            the method needs, or it has no use for a validation set.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -263,9 +280,14 @@ def score_module(
     check_choice("method", method, tuple(sorted([*FEATURE_METHODS, *ONE_VISIT])))
     check_parameters(method, parameters)
     names = class_names(dataloader.dataset)
+    if val_dataloader is not None:
+        _check_takes_validation(method)
     if method != "DeepFool":
         shown = collect_features(module, dataloader, seed=seed, progress=progress)
-        file = score_features(method, shown, prune_ratio=prune_ratio, seed=seed, **parameters)
+        held_out = (
+            None if val_dataloader is None else collect_features(module, val_dataloader, seed=seed, progress=progress)
+        )
+        file = score_features(method, shown, validation=held_out, prune_ratio=prune_ratio, seed=seed, **parameters)
         file.meta.update({"classes": names} if names else {})
         return file
     scores, targets = [], []
@@ -280,6 +302,24 @@ def score_module(
     return ScoreFile.make(
         scored, method=method, keep="low", parameters=parameters, columns=columns, high=high, classes=names
     )
+
+
+def uses_validation(method: str, parameters: dict[str, Any]) -> bool:
+    """Return whether a method, with these parameters, scores by the loss of a validation set where there is one."""
+    return method == "Influence" and parameters.get("kind") == "loss"
+
+
+def _check_takes_validation(method: str) -> None:
+    if method not in _TAKE_VALIDATION:
+        raise ValueError(f"Expected a validation set for one of {list(_TAKE_VALIDATION)}, but got one for {method!r}.")
+
+
+def _validating(validation: Features | None) -> dict[str, Tensor]:
+    """Return the arguments that hand a validation set to a rule."""
+    if validation is None:
+        return {}
+    shown = {"logits": validation.logits, "features": validation.features, "targets": validation.targets}
+    return {f"val_{name}": values for name, values in shown.items()}
 
 
 def check_parameters(method: str, parameters: dict[str, Any]) -> None:

@@ -150,6 +150,25 @@ def test_more_pruning_keeps_what_was_chosen_first(shown, method):
         StaticPruning(file, 0.6, "middle").choose(N)
 
 
+def test_a_validation_set_is_for_those_that_look_at_one(trained, shown):
+    held_out = collect_features(trained, make_loader(8), progress=False)
+    given = {f"val_{name}": getattr(held_out, name) for name in ("logits", "features", "targets")}
+    file = score_module(
+        "GLISTER", trained, make_loader(), val_dataloader=make_loader(8), prune_ratio=0.6, progress=False
+    )
+    chosen = glister(shown.logits, shown.features, shown.targets, 16, **given)
+    assert file.scores.topk(16).indices.tolist() == chosen.tolist()
+    assert file.meta["parameters"]["validation_samples"] == 8
+    with pytest.raises(
+        ValueError, match=r"validation set for one of \['GLISTER', 'Influence'\], but got one for 'SSP'"
+    ):
+        score_features("SSP", shown, validation=held_out)
+    with pytest.raises(ValueError, match="but got one for 'DeepFool'"):
+        score_module("DeepFool", trained, make_loader(), val_dataloader=make_loader(8))
+    with pytest.raises(ValueError, match="or kind='norm'"):
+        score_features("Influence", shown, validation=held_out)
+
+
 class Weighted(ScoredModel):
     """Notes the weights that its losses get."""
 
