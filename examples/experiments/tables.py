@@ -23,7 +23,7 @@ import yaml
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments import analysis, hard_and_noisy, label_issues, noise
+from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise
 from examples.experiments import run as experiments
 from examples.experiments.noise import NoisyDigits
 from examples.experiments.training import quiet
@@ -142,6 +142,11 @@ def of_table(make: Callable[[], str], row: str) -> Callable[[], float]:
     return run
 
 
+def drift_of_losses() -> float:
+    """Return by how much losses differ four steps later, early in training."""
+    return drift.train(SEED, {"early": 0}, bounds=False)["early"].measured(4)["mean drift"]
+
+
 def never_used() -> float:
     registry = analysis.train_digits(OrderDP(0.837, 0.837), SEED, 40)[1]
     return float((registry.counts == 0).sum())
@@ -239,6 +244,7 @@ CELLS = {
         ANALYSIS, "Which rules are unbiased", ("RandomPruning(0.4)",), "bias of the loss sum",
         of_table(analysis.unbiasedness, "RandomPruning(0.4)"),
     ),
+    "drift": Cell(ANALYSIS, "Score context", ("epochs 1 and 2, 4 steps",), "mean drift", drift_of_losses),
     "overlap": Cell(ANALYSIS, "Jaccard", ("40 %, InfoBatch",), "80-100 %", last_fifth("jaccard")),
     "cosine": Cell(ANALYSIS, "Cosine", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_cosine")),
     "norm": Cell(ANALYSIS, "Norm", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_norm_ratio")),

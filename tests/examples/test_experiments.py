@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from examples.digits import static
-from examples.experiments import analysis, hard_and_noisy, label_issues, noise
+from examples.digits.task import DigitsData
+from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
 from examples.experiments.analysis import surrogate, unbiasedness
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
@@ -217,3 +219,50 @@ def test_images_are_shifted_and_mirrored():
         inner = image[:, 8:24, 8:24]
         right, down = (inner[0, 0, 1] - inner[0, 0, 0]).abs(), inner[0, 1, 0] - inner[0, 0, 0]
         assert (int(right), int(down)) == (1, 32)
+
+
+def test_drift_of_a_network_is_within_the_bound(monkeypatch):
+    """RePB's Eq. 5 on 96 digits; the constants are those of the states met, and each is checked by autograd."""
+    data = DigitsData()
+    data.setup("fit")
+    few = torch.utils.data.TensorDataset(*(values[:96] for values in data.train.tensors))
+    monkeypatch.setattr(drift, "DigitsData", lambda: SimpleNamespace(setup=lambda stage: None, train=few))
+    noted = drift.train(0, {"early": 0})["early"]
+    assert len(noted.losses) == 6
+    for steps in (1, 3, 5):
+        measured = noted.measured(steps)
+        assert 0 < measured["mean drift"] < measured["largest drift"] < measured["bound"]
+    pairs = [drift.score_drift(a, b).mean for a, b in itertools.pairwise(noted.losses)]
+    assert noted.measured(1)["mean drift"] == pytest.approx(sum(pairs) / 5)
+
+    model = noise.NoisyModel()
+    images, labels = few.tensors
+    lengths = drift.lengths_of(model, images, labels)()
+    for i in (0, 50, 95):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(images[i, None]), labels[i, None]).backward()
+        norm = torch.cat([one.grad.flatten() for one in model.parameters()]).norm()
+        assert float(lengths[i]) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_phases_are_means_of_the_epochs_in_them(monkeypatch, capsys):
+    """OrderDP's Table 9 from runs that are made up: rows of all methods, accuracy and norm by phase."""
+    ramp = torch.arange(20, dtype=torch.float32)
+    made_up = {"accuracy": ramp, "norm": 2 * ramp, "saved": torch.tensor([0.61])}
+    monkeypatch.setattr(phases, "run", lambda name, ratio, seed: {**made_up, "accuracy": ramp + seed})
+    monkeypatch.setattr(sys, "argv", ["phases", "--seeds", "2"])
+    phases.main()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:-2]]
+    assert [line[0] for line in lines[::2]] == [f"{name}, accuracy" for name in phases.METHODS]
+    assert lines[0][1:7] == ["61 %", "3.0 ± 0.7", "8.0 ± 0.7", "12.0 ± 0.7", "17.0 ± 0.7", "19.5 ± 0.7"]
+    assert lines[1][2:8] == ["5.000 ± 0.000", "15.000 ± 0.000", "23.000 ± 0.000", "33.000 ± 0.000", "38.000 ± 0.000",
+                             "3.162 ± 0.000"]  # fmt: skip
+
+
+def test_what_the_methods_of_the_phases_save(monkeypatch):
+    """One epoch in which OrderDP trains 39 % of the samples, monitored."""
+    monkeypatch.setattr(phases, "EPOCHS", 2)
+    found = phases.run("OrderDP", 0.61, 0)
+    assert found["accuracy"].shape == found["norm"].shape == (2,)
+    assert float(found["saved"]) == pytest.approx(0.61, abs=0.01)
+    assert bool((found["norm"] > 0).all())
