@@ -29,10 +29,10 @@ RIDDLES = re.compile(
     re.I,
 )
 """Turns that readers stumbled over: old words, and sentences that have to be read twice."""
-UNIT = re.compile(r"\b(?:s|ms|µs|min|h|B|[KMG]i?B|bytes|seconds|minutes|hours|points|share|ratio|per)\b|%|/")
+UNIT = re.compile(r"\b(?:s|ms|µs|min|h|B|[KMG]i?B|bytes|seconds|minutes|hours|points|share|ratio|per|nats)\b|%|/")
 WITHOUT = re.compile(
     r"(AP|AUROC|precision|val_accuracy)(, .*)?"  # from 0 to 1
-    r"|n|seeds|epochs|rounds|samples never used|in standard errors|.* density|default|(loss )?weights|stop"
+    r"|n|seeds|epochs|rounds|samples never used|in standard errors|.* density|default|(loss )?weights|stop|correlation"
 )
 """Columns of plain numbers: scores from 0 to 1, counts, and what is no quantity."""
 

@@ -96,7 +96,10 @@ def drifts(seeds: range) -> str:
             cells = [spread([one[key] for one in measured], 3) for key in ("mean drift", "largest drift", "bound")]
             flipped = spread([one["decided otherwise"] for one in measured], 1)
             rows.append([f"{name}, {steps} step{'s' if steps > 1 else ''}", *cells, flipped])
-    return table(["states apart", "mean drift", "largest drift", "bound of Eq. 5", "decided otherwise, %"], rows)
+    return table(
+        ["states apart", "mean drift, nats", "largest drift, nats", "bound of Eq. 5, nats", "decided otherwise, %"],
+        rows,
+    )
 
 
 def main() -> None:

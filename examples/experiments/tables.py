@@ -23,7 +23,7 @@ import yaml
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise
+from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
 from examples.experiments.noise import NoisyDigits
 from examples.experiments.training import quiet
@@ -147,6 +147,11 @@ def drift_of_losses() -> float:
     return drift.train(SEED, {"early": 0}, bounds=False)["early"].measured(4)["mean drift"]
 
 
+def last_accuracy_of_a_phase() -> float:
+    """Return the accuracy after the last epoch, with OrderDP at 61 % pruned."""
+    return float(phases.run("OrderDP", 0.61, SEED, gradients=False)["accuracy"][-1])
+
+
 def never_used() -> float:
     registry = analysis.train_digits(OrderDP(0.837, 0.837), SEED, 40)[1]
     return float((registry.counts == 0).sum())
@@ -211,6 +216,9 @@ CELLS = {
         EXPERIMENTS, "(c)", ("OrderDP, s 0.707, q 0.707",), "val_accuracy",
         from_yaml(DIGITS, of_file("orderdp.yaml", "OrderDP, s 0.707, q 0.707")),
     ),
+    "phases": Cell(
+        EXPERIMENTS, "(g)", ("OrderDP",), "last epoch, 95-100 %", last_accuracy_of_a_phase,
+    ),
     "optimizers": Cell(
         EXPERIMENTS, "(f)", ("AdamW, 0.002", "RandomPruning"), "val_accuracy",
         from_yaml(DIGITS, random_pruning(0.5), *experiments.OPTIMIZERS["adamw"]),
@@ -244,7 +252,7 @@ CELLS = {
         ANALYSIS, "Which rules are unbiased", ("RandomPruning(0.4)",), "bias of the loss sum",
         of_table(analysis.unbiasedness, "RandomPruning(0.4)"),
     ),
-    "drift": Cell(ANALYSIS, "Score context", ("epochs 1 and 2, 4 steps",), "mean drift", drift_of_losses),
+    "drift": Cell(ANALYSIS, "Score context", ("epochs 1 and 2, 4 steps",), "mean drift, nats", drift_of_losses),
     "overlap": Cell(ANALYSIS, "Jaccard", ("40 %, InfoBatch",), "80-100 %", last_fifth("jaccard")),
     "cosine": Cell(ANALYSIS, "Cosine", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_cosine")),
     "norm": Cell(ANALYSIS, "Norm", ("40 %, InfoBatch",), "80-100 %", last_fifth("grad_norm_ratio")),
@@ -262,9 +270,9 @@ CELLS = {
     "static, noisy": Cell(STATIC, "20 % wrong labels", ("EL2N",), "50% pruned", wrong_kept_by_el2n),
 }  # fmt: skip
 MODELS: dict[tuple[str, str], Callable[[], L.LightningModule]] = {
-    (EXPERIMENTS, "a CNN of {:,} weights"): lambda: DigitsModel(width=16),
-    (EXPERIMENTS, "a CNN of three convolutions, {:,} weights"): GlyphModel,
-    (EXPERIMENTS, "one hidden layer, {:,} weights"): noise.NoisyModel,
+    (EXPERIMENTS, "a CNN with {:,} weights"): lambda: DigitsModel(width=16),
+    (EXPERIMENTS, "a CNN of three convolutions with {:,} weights"): GlyphModel,
+    (EXPERIMENTS, "one hidden layer and {:,} weights"): noise.NoisyModel,
     (STATIC, "a small CNN (8 and 16 channels, {:,} weights)"): lambda: DigitsModel(width=8),
 }
 """What a page says of the model of its experiments, and that model."""
