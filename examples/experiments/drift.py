@@ -55,14 +55,14 @@ def train(seed: int, stages: dict[str, int], *, bounds: bool = True) -> dict[str
     found = {name: Stage() for name in stages}
     for epoch in range(max(stages.values()) + 2):
         noted = [found[name] for name, first in stages.items() if first <= epoch < first + 2]
-        for ids in torch.randperm(len(images), generator=generator).split(BATCH):
+        for ids in torch.split(torch.randperm(len(images), generator=generator), BATCH):
             for stage in noted:
                 with torch.no_grad():
                     stage.losses.append(F.cross_entropy(model(images), labels, reduction="none"))
                 if bounds:
                     stage.lipschitz = max(stage.lipschitz, float(lengths().max()))
             optimizer.zero_grad()
-            F.cross_entropy(model(images[ids]), labels[ids]).backward()
+            torch.autograd.backward(F.cross_entropy(model(images[ids]), labels[ids]))
             for stage in noted:
                 taken = [one.grad.flatten() for one in model.parameters() if one.grad is not None]
                 stage.longest = max(stage.longest, float(torch.cat(taken).norm()))
@@ -81,7 +81,7 @@ def lengths_of(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Callab
     def lengths() -> Tensor:
         weights = {name: value.detach() for name, value in model.named_parameters()}
         parts = [part.flatten(1) for part in each(weights, images, labels).values()]
-        return torch.cat(parts, 1).norm(dim=1)
+        return torch.linalg.vector_norm(torch.cat(parts, 1), dim=1)
 
     return lengths
 
