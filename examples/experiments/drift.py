@@ -81,7 +81,8 @@ def lengths_of(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Callab
     def lengths() -> Tensor:
         weights = {name: value.detach() for name, value in model.named_parameters()}
         parts = [part.flatten(1) for part in each(weights, images, labels).values()]
-        return torch.linalg.vector_norm(torch.cat(parts, 1), dim=1)
+        found: Tensor = torch.cat(parts, 1).norm(dim=1)
+        return found
 
     return lengths
 
