@@ -239,7 +239,7 @@ def test_modules_that_cannot_be_edited():
     trainer, model = fit(make_stream(pruned=True), RandomPruning(0.5), model=PlainModel())
     assert [len(model.epoch_ids(epoch)) for epoch in range(EPOCHS)] == [20] * EPOCHS
     assert registry_of(trainer).saved_fraction == 0.5
-    with pytest.raises(MisconfigurationException, match=r"`PlainModel` has not got it.*PrunedStream\(dataset, key="):
+    with pytest.raises(MisconfigurationException, match=r"`PlainModel` does not have it.*PrunedStream\(dataset, key="):
         fit(make_stream(), RandomPruning(0.5), model=PlainModel())
 
 

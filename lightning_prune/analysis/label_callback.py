@@ -180,7 +180,7 @@ class LabelIssues(TrainerCallback):
                 return
             name = type(pl_module).__name__
             raise MisconfigurationException(
-                f"Expected a module with `WeightedLossMixin` for LabelIssues, but `{name}` has not got it. Write "
+                f"Expected a module with `WeightedLossMixin` for LabelIssues, but `{name}` does not have it. Write "
                 f"`class {name}(WeightedLossMixin, LightningModule)`, and in `training_step` "
                 "`return self.weighted_loss(losses, logits=logits, targets=targets)`."
             )

@@ -57,7 +57,7 @@ def check_given(logits: Tensor | None, targets: Tensor | None) -> tuple[Tensor, 
         raise ValueError(
             "Expected `logits` (B, C) or (B,) and `targets` (B,) or (B, C) for LabelIssues, one label or one set of "
             f"labels for each sample, but got {tuple(logits.shape)} and {tuple(targets.shape)}. Labels of tokens or "
-            "pixels are not looked into."
+            "pixels cannot be checked."
         )
     return logits, targets
 

@@ -142,8 +142,8 @@ class PruningMonitor(TrainerCallback):
         if self.gradient_every_n_epochs and not isinstance(pl_module, WeightedLossMixin):
             name = type(pl_module).__name__
             raise MisconfigurationException(
-                f"Expected a module with `WeightedLossMixin` to compare gradients, but `{name}` has not got it. Write "
-                f"`class {name}(WeightedLossMixin, LightningModule)`, or pass `gradient_every_n_epochs=0`."
+                f"Expected a module with `WeightedLossMixin` to compare gradients, but `{name}` does not have it. "
+                f"Write `class {name}(WeightedLossMixin, LightningModule)`, or pass `gradient_every_n_epochs=0`."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

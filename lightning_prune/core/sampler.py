@@ -27,7 +27,7 @@ class PlanSampler(DistributedSampler[int]):
 
     Until a plan is set it stands for the full dataset, so whatever asks for its length before training (schedules,
     progress bars, tuners) sees a full epoch. It derives from `DistributedSampler` because Lightning leaves those alone.
-    Attributes that it has not got are those of the user's sampler.
+    Attributes that it does not have are those of the user's sampler.
 
     Args:
         num_samples: Length of the dataset.
@@ -237,7 +237,7 @@ class LaterCuts(Cuts):
 class PlanBatchSampler(DistributedSampler[list[int]]):
     """Yields the batches of a plan, which are the only ones that are trained; takes the place of any batch sampler.
 
-    Attributes that it has not got are those of the user's batch sampler. It derives from `DistributedSampler` because
+    Attributes that it does not have are those of the user's batch sampler. It derives from `DistributedSampler` because
     Lightning leaves those alone, also where a loader has it for a sampler (``batch_size=None``).
 
     Args:

@@ -481,7 +481,7 @@ def _check_ratio_of(method: PruningCallback) -> None:
 def _shape_of(registry: SampleTable) -> EpochShape:
     if registry.shape is None:
         raise MisconfigurationException(
-            "Expected a loader of known length, by which a budget is reckoned, but got a stream. Give its number of "
-            "samples: `ScoreRegistry(num_samples=...)`."
+            "Expected a loader of known length, from which a budget is calculated, but got a stream. Give its number "
+            "of samples: `ScoreRegistry(num_samples=...)`."
         )
     return registry.shape

@@ -209,7 +209,9 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, al
         indices = torch.from_numpy(arrays.pop("indices"))
         scores = torch.from_numpy(arrays.pop("scores")).float()
     except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"Expected a score file with `indices`, `scores` and `meta`, but '{path}' is none.") from error
+        raise ValueError(
+            f"Expected a score file with `indices`, `scores` and `meta`, but '{path}' is not one."
+        ) from error
     if meta.get("version") != FORMAT_VERSION:
         raise ValueError(
             f"Expected a score file of version {FORMAT_VERSION}, but '{path}' has {meta.get('version')}. "

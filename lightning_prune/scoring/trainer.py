@@ -271,5 +271,6 @@ def load(model: LightningModule, datamodule: LightningDataModule | None, ckpt_pa
     except (KeyError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ValueError(
-            f"Expected `ckpt_path` to be a checkpoint of `{type(model).__name__}`, but '{ckpt_path}' is none: {reason}"
+            f"Expected `ckpt_path` to be a checkpoint of `{type(model).__name__}`, but '{ckpt_path}' is not one: "
+            f"{reason}"
         ) from error

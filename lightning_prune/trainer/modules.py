@@ -49,7 +49,7 @@ def check_module(pl_module: LightningModule, method: Method | None) -> None:
         )
     if method is None or method.needs_mixin or method.weighs_losses:
         raise MisconfigurationException(
-            f"Expected a module with `WeightedLossMixin`, but `{name}` has not got it. Write "
+            f"Expected a module with `WeightedLossMixin`, but `{name}` does not have it. Write "
             f"`class {name}(WeightedLossMixin, LightningModule)` and return `self.weighted_loss(losses)` from "
             f"`training_step`. {without_mixin(pl_module)}"
         )

@@ -156,8 +156,8 @@ def choose_loader(loaders: Any, key: str | int | None, *, streams: bool = False)
         if len(positions) > 1:
             keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
             raise MisconfigurationException(
-                f"Expected one train DataLoader, but got {len(positions)}, and which one to prune is not said. "
-                f"Add `ScoreRegistry(loader=...)` with one of {keys} to the Trainer's callbacks."
+                f"Expected one train DataLoader, but got {len(positions)}. Say which one to prune: "
+                f"add `ScoreRegistry(loader=...)` with one of {keys} to the Trainer's callbacks."
             )
     else:
         try:

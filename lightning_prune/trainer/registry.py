@@ -489,7 +489,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         if running.plan.weights is not None and not isinstance(self._module, WeightedLossMixin):
             raise MisconfigurationException(
                 f"Expected a module with `WeightedLossMixin`, since {type(self.session.method).__name__} weighs the "
-                f"losses, but `{type(self._module).__name__}` has not got it. {modules.without_mixin(self._module)}"
+                f"losses, but `{type(self._module).__name__}` does not have it. {modules.without_mixin(self._module)}"
             )
         self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.

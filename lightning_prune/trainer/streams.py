@@ -97,7 +97,7 @@ class StreamLoader:
             return
         raise MisconfigurationException(
             f"Expected a module with `WeightedLossMixin`, since samples of a stream are left out by a weight of 0, but "
-            f"`{type(pl_module).__name__}` has not got it. Drop them within the dataset: "
+            f"`{type(pl_module).__name__}` does not have it. Drop them within the dataset: "
             "`lightning_prune.data.PrunedStream(dataset, key=...)`."
         )
 

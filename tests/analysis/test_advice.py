@@ -212,4 +212,4 @@ def test_a_module_without_losses_by_sample(tmp_path, capsys):
     config = {**CONFIG, "model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}, "data": None}
     with pytest.raises(SystemExit):
         call(tmp_path, config=config)
-    assert "Expected a module with `WeightedLossMixin`, but `BoringModel` has not got it" in capsys.readouterr().err
+    assert "Expected a module with `WeightedLossMixin`, but `BoringModel` does not have it" in capsys.readouterr().err
