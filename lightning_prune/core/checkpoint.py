@@ -11,6 +11,7 @@ from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.begun import Begun, begun_part
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.epoch import RunningEpoch
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.rng import collect_rng_state
 from lightning_prune.core.stream import Running
@@ -65,7 +66,7 @@ def pack(table: SampleTable, running: Running | None, ranks: list[dict[str, Any]
         "full_batches": full_batches,
         **running.shared_state(full_batches),
     }
-    if table.selects_all and running.plan.weights is None:
+    if table.selects_all and running.plan.weights is None and not table.sharded:
         # the selection need not be derived again from the losses that the epoch's log replaces
         known, _ = running.recorded(ranks)
         state["losses"], state["all_selected"] = state["losses"][~Selection(known).mask(table.num_samples)], True
@@ -77,8 +78,10 @@ def selects_all(state: dict[str, Any]) -> bool:
     return bool(state["open"] and state.get("all_selected", False))
 
 
-def unpack(state: dict[str, Any], table: SampleTable, num_samples: int, device: torch.device) -> None:
-    """Fill a table from a state; of an epoch with :func:`selects_all`, all but the losses.
+def unpack(
+    state: dict[str, Any], table: SampleTable, num_samples: int, device: torch.device, part: Part | None = None
+) -> None:
+    """Fill a table from a state, or a part of it; of an epoch with :func:`selects_all`, all but the losses.
 
     Raises:
         StateMismatchError: If the state is of a newer version, or of a dataset of another length.
@@ -89,7 +92,7 @@ def unpack(state: dict[str, Any], table: SampleTable, num_samples: int, device: 
             "It was written by a newer lightning-prune: upgrade to resume it."
         )
     unknown = {"losses": torch.full((num_samples,), math.nan, dtype=torch.float32)} if selects_all(state) else {}
-    table.load_columns({**state, **unknown}, num_samples, device)
+    table.load_columns({**state, **unknown}, num_samples, device, part)
     table.epoch = state["epoch"]
     table.trained_steps, table.full_steps = state["trained_steps"], state["full_steps"]
     if state["open"]:  # its selection may depend on where in the run it began
@@ -131,6 +134,8 @@ def begun_elsewhere(state: dict[str, Any], running: Running) -> Begun | None:
 def _why_not_shared_anew(state: dict[str, Any], running: Running) -> str | None:
     if not isinstance(running, RunningEpoch):
         return "each process has read a part of a stream"
+    if running.plan.part is not None:
+        return "with `ScoreRegistry(sharded=True)` each process knows its own part of the epoch"
     if not running.batch_sampler.is_alone:
         return "there are several train loaders, which go on as they were"
     return None if "steps" in state else "an older version did not note which part of the epoch that was"

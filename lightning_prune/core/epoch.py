@@ -16,10 +16,13 @@ from torch import Tensor
 from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.begun import Begun, joined, pack_steps
 from lightning_prune.core.checks import LoaderError
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.sampler import EvenCuts, PlanBatchSampler
+from lightning_prune.core.shared_log import SharedLog
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
+from lightning_prune.core.windows import Judge, judge_windows, window_runs
 
 _BATCHES_AT_ONCE = 64
 """Batches whose views of the weights and of the log are cut in one call: each on its own takes as long as the copy."""
@@ -29,6 +32,9 @@ _BATCHES_AT_ONCE = 64
 @dataclass(frozen=True)
 class EpochRecord:
     """What an epoch recorded, on all ranks together, in the order of the visit.
+
+    Where each process keeps a part of the samples only, it is what was recorded of these: ids are positions in the
+    part, in any order, and ``recorded`` says which of those ``asked`` have a loss.
 
     Attributes:
         indices: Sample ids ``(m,)``, int64, without repeats; only samples that have a loss.
@@ -47,6 +53,33 @@ class EpochRecord:
     extra: dict[str, Tensor]
     step_lengths: Tensor | None = None
     asked: Tensor | None = None
+    shared: SharedLog | None = None
+
+    def in_windows(self, name: str | None, num_steps: int, judge: Judge, dtype: torch.dtype) -> Tensor:
+        """Return what a rule says of the recorded samples ``(m,)``, on the CPU, window by window; collective.
+
+        Args:
+            name: Which of ``extra`` it is told; None: the losses.
+            num_steps: Steps in a window, from the epoch's first; the last one may have fewer.
+            judge: The rule, as `judge_windows` takes it.
+            dtype: What it returns.
+        """
+        if self.shared is not None:
+            judged = self.shared.in_windows(
+                0 if name is None else 1 + list(self.extra).index(name), num_steps, judge, dtype
+            )
+            return judged if self.recorded is None else judged[self.recorded]
+        values = self.losses if name is None else self.extra[name]
+        return judge_windows(values.cpu(), self.window_lengths(num_steps), judge, dtype)
+
+    def window_lengths(self, num_steps: int) -> Tensor:
+        """Return how many recorded samples ``(w,)`` each window of steps has; those without any do not count."""
+        size, recorded = self.step_size * num_steps, self.recorded
+        some_missing = recorded is not None and not bool(recorded[: len(self.losses)].all())  # not just the end
+        if some_missing or self.step_lengths is not None:
+            return window_runs(self.steps.cpu().div(num_steps, rounding_mode="floor"))[1]
+        num_full, rest = divmod(len(self.losses), size)
+        return torch.tensor([size] * num_full + [rest] * (rest > 0))
 
     @cached_property
     def num_nonfinite(self) -> int:
@@ -165,6 +198,9 @@ class RunningEpoch:
         digest = hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8)
         if self.plan.lengths is not None:
             digest.update(self.plan.lengths.numpy().tobytes())
+        if (part := self.plan.part) is not None:  # that of every process
+            own = torch.tensor(int.from_bytes(digest.digest(), "little", signed=True), device=part.device)
+            digest = hashlib.blake2b(part.gather(own).cpu().numpy().tobytes(), digest_size=8)
         return digest.hexdigest()
 
     @cached_property
@@ -268,6 +304,11 @@ class RunningEpoch:
         step.notice_zeros(self.rank)
         slots, targets, expected = self._slots, self._targets, self.step_length
         if step.given_indices is not None:
+            if self.plan.part is not None:
+                raise LoaderError(
+                    f"Expected no ids with `ScoreRegistry(sharded=True)`, whose batches know them, but got "
+                    f"`{step.owner}.weighted_loss(..., indices=...)`. Leave `indices` out."
+                )
             slots, targets = self.slot_of[step.given_indices.to(self.device)], None
             expected = len(slots)
         for i, values in enumerate([step.losses, *[extra[name] for name in self.record_names]]):
@@ -293,14 +334,14 @@ class RunningEpoch:
         """Positions ``(s,)`` of the plan that the ranks together train in each step; None: ``step_size`` in each."""
         world_size, lengths, begun = self.plan.world_size, self.rest.lengths, self.begun
         none = torch.zeros(1, dtype=torch.int64)
-        if len(self.rest.order) == 0:
+        if self.rest.length == 0:
             ends = none[:0]
         elif lengths is not None:
             ends = lengths.cumsum(0)[[*range(world_size - 1, len(lengths) - 1, world_size), -1]]
         elif begun is not None or (isinstance(self.cuts, EvenCuts) and self.cuts.moves):
             own = range(self.rest.first_batch, self._num_batches)
             ends = torch.tensor([self.cuts.start(batch + 1) for batch in own], dtype=torch.int64) * world_size
-            ends.clamp_(max=len(self.rest.order))
+            ends.clamp_(max=self.rest.length)
         else:
             return None
         steps = ends.diff(prepend=none)
@@ -319,7 +360,7 @@ class RunningEpoch:
     def _positions_before(self, batch: int) -> int:
         if self.step_lengths is not None:
             return int(self.step_lengths[:batch].sum())
-        return min(len(self.plan.order), self.cuts.start(batch) * self.plan.world_size)
+        return min(self.plan.length, self.cuts.start(batch) * self.plan.world_size)
 
     def full_positions(self, batches: int) -> int:
         """Return how many positions ``batches`` batches of each rank would train if nothing was left out."""
@@ -375,10 +416,12 @@ class RunningEpoch:
         """Share of a full epoch's positions that is in the plan, and was not left out of its batch."""
         full = self.plan.full_length or self.batch_sampler.sampler.total
         trained = self.positions_trained / self.positions_done if self._dropped else 1.0
-        return len(self.plan.order) / full * trained
+        return self.plan.length / full * trained
 
     def collect(self) -> EpochRecord:
-        """Gather the ranks' logs into one record: the epoch's only collective."""
+        """Gather the ranks' logs into one record: the epoch's only collective, but where each keeps a part only."""
+        if self.plan.part is not None:
+            return self._collect_part(self.batch_sampler.sampler.part)
         log = self.log[:, :-1]
         logs = log[None]
         if self.plan.world_size > 1:
@@ -396,6 +439,22 @@ class RunningEpoch:
         extra = dict(zip(self.record_names, values[1:], strict=True))
         asked = None if present is None else self.asked
         return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths, asked)
+
+    def _collect_part(self, part: Part | None) -> EpochRecord:
+        """Bring what was recorded to the processes that keep it: one all-to-all."""
+        kept = self.plan.part
+        assert part is not None and kept is not None  # noqa: S101, PT018  (narrowing)
+        starts = [self.cuts.start(batch) for batch in range(self._num_batches + 1)]
+        shared = SharedLog(self.log[:, :-1], self.plan.order.to(self.device), part, kept, self.positions_done, starts)
+        values, indices, asked = shared.values, shared.indices, shared.indices
+        present = values[0] != ABSENT
+        is_whole = self.positions_done >= self.plan.length
+        if part.any(not (is_whole and bool(present.all()))):
+            values, indices = values[:, present], indices[present]
+            is_whole = False
+        extra = dict(zip(self.record_names, values[1:], strict=True))
+        missing = (None, None) if is_whole else (present, asked)
+        return EpochRecord(indices, values[0], missing[0], self.step_size, extra, None, missing[1], shared)
 
     def _whole(self, values: Tensor) -> Tensor:
         """Return what is recorded of the whole plan ``(1 + names, k)``, given ``values`` of the rest of it."""

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, is_ascending
+from lightning_prune.core.arrays import ids_of, is_ascending
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.draw import regroup
-from lightning_prune.core.rng import make_generator, numpy_generator, permutation
+from lightning_prune.core.part import Part
+from lightning_prune.core.rng import coins, numpy_generator
+from lightning_prune.core.shuffle import Shuffle
 
 
 def num_keep(num_samples: int, keep_ratio: float) -> int:
@@ -32,7 +33,7 @@ def num_keep(num_samples: int, keep_ratio: float) -> int:
     return min(num_samples, max(1, math.floor(num_samples * keep_ratio + 1e-6)))
 
 
-def random_submask(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def random_submask(mask: Tensor, count: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Return a mask ``(n,)`` that is True at exactly ``count`` of the positions where ``mask`` is, uniformly drawn.
 
     Each position throws a coin, and the few that are then too many or missing are drawn among the candidates. Coins are
@@ -42,21 +43,25 @@ def random_submask(mask: Tensor, count: int, generator: torch.Generator) -> Tens
         mask: Where to draw from ``(n,)``, bool.
         count: Number of positions, in [0, number of candidates].
         generator: CPU generator of the draws.
+        part: Which part of a mask this process has, where several share it: the draw is then that of the whole.
 
     Example:
         >>> drawn = random_submask(torch.tensor([True, True, False, True]), 2, torch.Generator().manual_seed(0))
         >>> int(drawn.sum()), bool(drawn[2])
         (2, False)
     """
+    part = Part.whole(len(mask)) if part is None else part
     numpy_rng = numpy_generator(generator)
-    coins = numpy_rng.integers(1 << 64, size=len(mask) // 4 + 1, dtype=np.uint64).view(np.uint16)[: len(mask)]
-    threshold = round(count / max(1, count_true(mask)) * 65536)
-    drawn = mask & torch.from_numpy(coins < threshold).to(mask.device)
-    excess = count_true(drawn) - count
+    thrown = coins(numpy_rng, part)
+    threshold = round(count / max(1, part.count(mask)) * 65536)
+    drawn = mask & torch.from_numpy(thrown < threshold).to(mask.device)
+    excess = part.count(drawn) - count
     if excess != 0:
         candidates = ids_of(drawn if excess > 0 else mask & ~drawn)
-        picks = torch.from_numpy(numpy_rng.choice(len(candidates), abs(excess), replace=False, shuffle=False))
-        drawn[candidates[picks.to(mask.device)]] = excess < 0
+        of_candidates = part.narrow(len(candidates))
+        picks = numpy_rng.choice(of_candidates.total, abs(excess), replace=False, shuffle=False) - of_candidates.start
+        own = torch.from_numpy(picks[(picks >= 0) & (picks < len(candidates))])
+        drawn[candidates[own.to(mask.device)]] = excess < 0
     return drawn
 
 
@@ -132,10 +137,15 @@ class Selection:
         none = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
         return none.index_fill_(0, self.indices, True)
 
-    def check(self, num_samples: int) -> None:
-        """Raise ValueError unless this selects at least one of ``num_samples`` samples, none twice, weights finite."""
-        if len(self) == 0:
+    def check(self, num_samples: int, total: int | None = None) -> None:
+        """Raise ValueError unless this selects at least one of ``num_samples`` samples, none twice, weights finite.
+
+        Of a part of the samples it may be none, where ``total`` are selected of all.
+        """
+        if total == 0 or (total is None and len(self) == 0):
             raise ValueError("Expected a selection of at least one sample, but got none: an epoch cannot be empty.")
+        if len(self) == 0:
+            return
         if self.weights is not None:
             least, most = (float(v) for v in torch.aminmax(self.weights))
             if not (least >= 0 and most < math.inf):  # a NaN anywhere makes both NaN
@@ -151,7 +161,6 @@ class Selection:
             raise ValueError(f"Expected a selection without repeats, but {len(self) - distinct} ids are there twice.")
 
 
-@final
 @final
 @dataclass(frozen=True)
 class EpochPlan:
@@ -173,6 +182,8 @@ class EpochPlan:
         selection: What was selected, where that is not what the order holds: a user's sampler may leave out samples and
             repeat others.
         first_batch: Batches of each rank before the order's first: those of an epoch that was begun otherwise.
+        part: What processes share the order, where each holds what it visits only, padding included.
+        num_shared: Positions ``k`` of an order that is shared.
     """
 
     epoch: int
@@ -184,6 +195,8 @@ class EpochPlan:
     full_batches: int = 0
     selection: Selection | None = None
     first_batch: int = 0
+    part: Part | None = None
+    num_shared: int = 0
 
     @classmethod
     def make(
@@ -194,7 +207,7 @@ class EpochPlan:
         dtype = torch.int32 if top < 2**31 else torch.int64
         weights = None if selection.weights is None else selection.weights.cpu()
         if shuffle:
-            picks = permutation(k, make_generator(seed, epoch, "order"))
+            picks = Shuffle(k, seed, epoch).order()
         elif selection.ascending:
             return cls(epoch, selection.indices.to("cpu", dtype), weights, world_size)
         else:
@@ -249,6 +262,11 @@ class EpochPlan:
         return replace(self, order=self.order[positions:], weights=weights, lengths=lengths, first_batch=batches)
 
     @property
+    def length(self) -> int:
+        """Positions ``k`` of the order."""
+        return len(self.order) if self.part is None else self.num_shared
+
+    @property
     def may_repeat(self) -> bool:
         """Whether an id may be in the order more than once."""
         return self.selection is not None
@@ -257,7 +275,7 @@ class EpochPlan:
     def shard_size(self) -> int:
         """Samples of the rank that has most, padding included."""
         if self.lengths is None:
-            return math.ceil(len(self.order) / self.world_size)
+            return math.ceil(self.length / self.world_size)
         return max(int(self.lengths_of(rank).sum()) for rank in range(self.world_size))
 
     def _batches_of(self, rank: int) -> tuple[Tensor, int]:
@@ -282,7 +300,7 @@ class EpochPlan:
 
     def shard(self, values: Tensor, rank: int) -> Tensor:
         """Return the part of ``values`` ``(k,)``, aligned with ``order``, that ``rank`` visits, padding included."""
-        if self.world_size == 1 or len(values) == 0:
+        if self.world_size == 1 or len(values) == 0 or self.part is not None:
             return values
         if self.lengths is not None:
             return values.index_select(0, self._positions(rank)[0].to(values.device))

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.draw import Draw
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
+from lightning_prune.core.shared_plan import shared_plan
 
 _POSITION = ("state_dict", "load_state_dict")
 """What a user's sampler may have to go on where it was; the plan knows that of itself."""
@@ -41,6 +44,8 @@ class PlanSampler(DistributedSampler[int]):
     Attributes:
         plan: What is yielded; None: the full dataset.
         was_read: Whether anything was drawn from it.
+        shared: Whether each process keeps the state of a part of the samples only.
+        part: Which part that is; None: not known yet, or all.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class PlanSampler(DistributedSampler[int]):
         self.original = original
         self.was_read = False
         self.plan: EpochPlan | None = None
+        self.shared = False
+        self.part: Part | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in _POSITION or "original" not in self.__dict__:
@@ -78,6 +85,8 @@ class PlanSampler(DistributedSampler[int]):
             LoaderError: If the user's sampler draws nothing of it.
         """
         world_size = self.num_replicas
+        if self.part is not None:
+            return shared_plan(selection, self.part, epoch=epoch, seed=self.seed, shuffle=self.shuffle)
         if self.draw is None:
             return EpochPlan.make(selection, epoch=epoch, seed=self.seed, shuffle=self.shuffle, world_size=world_size)
         drawn = self.draw.ids(self.seed, epoch)
@@ -86,8 +95,18 @@ class PlanSampler(DistributedSampler[int]):
         return plan
 
     def current_plan(self) -> EpochPlan:
-        """Return the plan in force: the one set, else the full dataset in the order of epoch 0."""
-        return self.plan if self.plan is not None else self.make_plan(Selection.all(self.total), 0)
+        """Return the plan in force: the one set, else the full dataset in the order of epoch 0.
+
+        Where no process may hold all of that order, a stand-in: the dataset in its own order, which is never trained.
+        """
+        if self.plan is not None:
+            return self.plan
+        if not self.shared:
+            return self.make_plan(Selection.all(self.total), 0)
+        world_size = self.num_replicas
+        order = torch.arange(self.rank, self.full_length * world_size, world_size) % self.total
+        part = Part(self.rank, self.rank, self.total, self.rank, world_size)
+        return EpochPlan(0, order, None, world_size, part=part, num_shared=self.total)
 
     @property
     def full_length(self) -> int:
@@ -96,7 +115,7 @@ class PlanSampler(DistributedSampler[int]):
         return -(-total // self.num_replicas)
 
     def __len__(self) -> int:
-        return self.full_length if self.plan is None else -(-len(self.plan.order) // self.num_replicas)
+        return self.full_length if self.plan is None else -(-self.plan.length // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         self.was_read = True
@@ -369,7 +388,9 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         plan = self.sampler.plan
-        plan = self.make_plan(Selection.all(self.sampler.total), 0) if plan is None else plan
+        if plan is None:
+            everything = self.draw is None
+            plan = self.sampler.current_plan() if everything else self.make_plan(Selection.all(self.sampler.total), 0)
         ids, cuts = plan.shard(plan.order, self.sampler.rank), self.cuts_of(plan)
         first, self.skip = max(self.skip, plan.first_batch), 0  # here, since torch calls `__iter__` more than once
         if self._handed is not plan:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lightning_prune.core import checkpoint
 from lightning_prune.core.begun import Begun
-from lightning_prune.core.checks import StateMismatchError, warn_on_first_rank
+from lightning_prune.core.checks import LoaderError, StateMismatchError, warn_on_first_rank
 from lightning_prune.core.epoch import EpochRecord, RunningEpoch, check_same_on_all_ranks
 from lightning_prune.core.method import Method
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.rng import make_generator, restore_rng_state
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
@@ -120,6 +121,9 @@ class Session:
         self._batches = batches
         self.full_batches = batches.full_length
         self.table.shape = self._shape_of(batches, self.table.shape)
+        if self.table.sharded and isinstance(batches, PlanBatchSampler):
+            batches.sampler.shared = True
+            batches.sampler.part = self.table.part if self.table.num_samples == batches.sampler.total else None
         if self.running is not None:  # a search has had the loader made anew at an epoch's start
             self._plan(self.table.selection)
 
@@ -137,9 +141,31 @@ class Session:
             return shape
         return replace(shape, limit=before.limit, accumulate=before.accumulate)
 
+    def own_part(self, num_samples: int, device: torch.device | str) -> Part:
+        """Return which samples this process keeps the state of, and have the loader go by it.
+
+        Raises:
+            LoaderError: If the state is to be shared, and the loader's order cannot be.
+        """
+        if not self.table.sharded:
+            return Part.whole(num_samples)
+        batches = self.batches
+        if isinstance(batches, Stream) or batches.is_drawn or not batches.is_alone:
+            raise LoaderError(
+                "Expected one loader of a map-style dataset that shuffles or goes in order, with "
+                "`ScoreRegistry(sharded=True)`, but got one with a sampler or a batch sampler of yours, a stream, or "
+                "one of several. Use `DataLoader(dataset, shuffle=True)`, or leave out `sharded=True`."
+            )
+        try:
+            part = Part.of(num_samples, self.rank, self.world_size, device)
+        except ValueError as error:
+            raise LoaderError(str(error)) from error
+        batches.sampler.part = part
+        return part
+
     def start(self, num_samples: int, device: torch.device | str) -> None:
         """Begin a run of which nothing is known yet."""
-        self.table.allocate(num_samples, device)
+        self.table.allocate(num_samples, device, self.own_part(num_samples, device))
         self.running = None
         if self.method is not None:
             self.method.setup_columns(self.table)
@@ -151,7 +177,7 @@ class Session:
             StateMismatchError: If an epoch is running, or there are fewer samples than before.
         """
         before = self.table.num_samples
-        if self.running is not None:
+        if self.running is not None or self.table.sharded:  # where the parts would be others
             raise StateMismatchError(changed_length(before, num_samples))
         self.table.grow(num_samples)
         if self.step.first_time("grow"):
@@ -201,38 +227,42 @@ class Session:
     def _select(self) -> Selection:
         """Derive the epoch's selection: a pure function of the state at its start."""
         table, method = self.table, self.method
+        part = table.part
         if method is None or table.epoch < method.warmup_epochs or table.num_samples == 0:
-            return Selection.all(table.num_samples)
+            return Selection.all(len(part))
         selection = method.select(table, table.epoch, make_generator(self.seed, table.epoch, "select"))
         if not isinstance(selection, Selection):
             raise TypeError(
                 f"Expected `{type(method).__name__}.select` to return a Selection, but got {type(selection).__name__}."
             )
-        selection.check(table.num_samples)
+        total = part.sum(len(selection))
+        selection.check(len(part), total)
         if self.debug_sync and self.world_size > 1:
             check_same_on_all_ranks(selection, table.epoch, table.losses.device)
         weights = selection.weights
-        if len(selection) == table.num_samples and weights is not None and bool((weights == 1).all()):
+        if total == part.total and weights is not None and not part.any(bool((weights != 1).any())):
             return replace(selection, weights=None)
         return selection
 
     def end_epoch(self) -> dict[str, float | Tensor]:
         """Bring the epoch's losses into the table: one collective, one scatter. Return what to log."""
-        table, method, running = self.table, self.method, self.open_epoch
+        table, method, running, part = self.table, self.method, self.open_epoch, self.table.part
         record = running.collect()
         table.losses.scatter_(0, record.indices, record.losses)
         missing = record.recorded is not None and running.num_dropped == 0  # samples left out of batches were not asked
         if missing or table.unanswered is not None:
-            asked = running.asked.to(record.indices)
+            asked = running.asked.to(record.indices) if record.asked is None else record.asked.to(record.indices)
             table.note_unanswered(asked if missing else asked[:0], record.indices)
         table.count_selected()
         if isinstance(running, StreamEpoch) and table.max_steps is None and table.selects_all:
             told = running.told_of_missing(self.num_batches)
             if told is not None and self.step.first_time("missing"):
                 warn_on_first_rank(told, self.rank)
-        if record.num_nonfinite:
+        num_nonfinite = part.sum(record.num_nonfinite)
+        if num_nonfinite:
+            num_losses = part.sum(len(record.losses))
             warn_on_first_rank(
-                f"{record.num_nonfinite} of {len(record.losses)} losses were NaN or infinite in epoch {table.epoch}. "
+                f"{num_nonfinite} of {num_losses} losses were NaN or infinite in epoch {table.epoch}. "
                 "These samples stay in with weight 1 and are left out of every mean.",
                 self.rank,
             )
@@ -241,8 +271,8 @@ class Session:
         metrics: dict[str, float | Tensor] = {
             "prune/kept_fraction": running.kept_fraction,
             "prune/saved_fraction": table.saved_fraction,
-            "prune/score_mean": finite_mean(table.losses).float() if table.num_samples else math.nan,
-            "prune/nonfinite": float(record.num_nonfinite),
+            "prune/score_mean": finite_mean(table.losses, part).float() if table.num_samples else math.nan,
+            "prune/nonfinite": float(num_nonfinite),
         }
         if method is not None:
             method.on_epoch_recorded(table, record)
@@ -312,13 +342,15 @@ class Session:
     def move_to(self, device: torch.device) -> None:
         """Move the per-sample state and the running epoch to a device, between steps."""
         self.table.move_to(device)
+        if self.table.sharded:
+            self.own_part(self.table.num_samples, device)
         if self.running is not None:
             self.running.move_to(device)
 
     # State
 
     def state_dict(self, *, save_rng: bool = True, alone: bool = False) -> dict[str, Any]:
-        """Return the state as plain tensors and numbers.
+        """Return the state as plain tensors and numbers; where each process keeps a part of the samples, of its part.
 
         Args:
             save_rng: Put in the states of the global random generators.
@@ -327,7 +359,11 @@ class Session:
         if self.method is not None and self.table.num_samples:
             self.method.before_save(self.table)
         local = checkpoint.local_part(self.running, save_rng=save_rng)
-        ranks = [local] if alone or self.world_size == 1 else checkpoint.gather(local, self.world_size)
+        ranks = (
+            [local]
+            if alone or self.world_size == 1 or self.table.sharded
+            else checkpoint.gather(local, self.world_size)
+        )
         return checkpoint.pack(
             self.table,
             self.running,
@@ -351,7 +387,9 @@ class Session:
                 f"on; what {method} kept of its own is dropped.",
                 self.rank,
             )
-        checkpoint.unpack(checkpoint.without_method(state, own), self.table, num_samples, torch.device(device))
+        device = torch.device(device)
+        part = self.own_part(num_samples, device)
+        checkpoint.unpack(checkpoint.without_method(state, own), self.table, num_samples, device, part)
         if (before := state.get("dataset")) not in (None, self.dataset):
             warn_on_first_rank(
                 f"The checkpoint's per-sample state belongs to the dataset {before} (class, dataset_id), but the run "
@@ -366,7 +404,7 @@ class Session:
         self._rng = checkpoint.part_of(state, self.rank)["rng"]
         if state["open"]:
             everything = checkpoint.selects_all(state)
-            running = self._plan(Selection.all(num_samples) if everything else None)
+            running = self._plan(Selection.all(len(part)) if everything else None)
             begun = checkpoint.begun_elsewhere(state, running)
             if begun is None:
                 self.full_batches = state["full_batches"]

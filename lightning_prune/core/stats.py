@@ -6,26 +6,31 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import count_true, is_finite, is_less
-
-_CHUNK = 1 << 16
-"""Elements summed at a time: torch on the CPU would first copy the whole tensor to float64."""
+from lightning_prune.core.part import Part, chunk_size
 
 
-def double_sum(values: Tensor) -> Tensor:
-    """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor."""
-    return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(values, _CHUNK)]).sum()
+def double_sum(values: Tensor, part: Part | None = None) -> Tensor:
+    """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor; of the whole, where a process has a part of them.
+
+    Chunk by chunk: torch on the CPU would first copy the whole tensor to float64, and a chunk is never shared.
+    """
+    part = Part.whole(len(values)) if part is None else part
+    chunk = chunk_size(part.total)
+    sums = torch.stack([some.sum(dtype=torch.float64) for some in torch.split(values, chunk)])
+    return part.joined(sums, part.start // chunk, -(-part.total // chunk)).sum()
 
 
-def finite_mean(scores: Tensor) -> Tensor:
-    """Return the float64 mean of the finite scores, a 0-d tensor; NaN if there is none.
+def finite_mean(scores: Tensor, part: Part | None = None) -> Tensor:
+    """Return the float64 mean of the finite scores, a 0-d tensor; NaN if there is none; of the whole, given a part.
 
     In float32 the mean of equal values can lie above all of them, which would mark every sample as easy.
     """
-    total = double_sum(scores)
+    part = Part.whole(len(scores)) if part is None else part
+    total = double_sum(scores, part)
     if bool(total.isfinite()):  # then so is every score: a float64 sum of float32 values does not overflow
-        return total / len(scores)
+        return total / part.total
     finite = is_finite(scores)
-    return scores.nan_to_num(0, 0, 0).sum(dtype=torch.float64) / count_true(finite)
+    return double_sum(scores.nan_to_num(0, 0, 0), part) / part.count(finite)
 
 
 def below(scores: Tensor, threshold: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import check_table_path, save_table
 from lightning_prune.core.moment import Moment
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.shape import EpochShape
 
@@ -31,7 +32,11 @@ class SampleTable(ABC):
 
     Abstract in one thing: how losses are found outside a training step.
 
+    With `ScoreRegistry(sharded=True)` a process keeps the samples of its ``part`` only; then every per-sample tensor is
+    of these, ``(len(part),)`` in place of ``(n,)``, and ids are positions in the part, so that ``losses[ids]`` holds.
+
     Attributes:
+        part: Which samples this process keeps the state of; with a part, a rule asks the others for what it needs.
         state: Small tensors of the method that are not per sample.
         epoch: Epoch that runs, or that comes next, from 0.
         max_epochs: Epochs of the run; None: no limit.
@@ -43,7 +48,10 @@ class SampleTable(ABC):
         shape: What an epoch trains by the number of samples selected; None before a loader is planned.
     """
 
+    sharded: bool = False
+
     def __init__(self) -> None:
+        self.part = Part.whole(0)
         self.state: dict[str, Tensor] = {}
         self._losses: Tensor | None = None
         self._counts: Tensor | None = None
@@ -51,6 +59,7 @@ class SampleTable(ABC):
         self._fills: dict[str, float] = {}  # what columns are of a sample of which nothing is known
         self._scores: Tensor | None = None
         self._selected: Tensor | None = None
+        self._own_weights: Tensor | None = None  # of what is selected of a part, ids ascending
         self.epoch = 0
         self.max_epochs: int | None = None
         self.max_steps: int | None = None
@@ -72,7 +81,7 @@ class SampleTable(ABC):
     @property
     def num_samples(self) -> int:
         """Length of the training dataset; 0 before the first fit."""
-        return 0 if self._losses is None else len(self._losses)
+        return 0 if self._losses is None else self.part.total
 
     @property
     def has_begun(self) -> bool:
@@ -88,6 +97,11 @@ class SampleTable(ABC):
     def counts(self) -> Tensor:
         """Number of finished epochs ``(n,)`` in whose selection a sample was; int16, int32 beyond 32,767 epochs."""
         return _allocated(self._counts)
+
+    @property
+    def ranks_by_losses(self) -> bool:
+        """Whether the scores are the losses: no wrapping method put others there."""
+        return self._scores is None
 
     @property
     def scores(self) -> Tensor:
@@ -118,11 +132,11 @@ class SampleTable(ABC):
             asked: Ids ``(m,)``, int64, of the samples that were in a batch.
             answered: Ids ``(k,)``, int64, of those that gave a loss.
         """
-        none = torch.zeros(self.num_samples, dtype=torch.bool, device=self.losses.device)
+        none = torch.zeros_like(self.losses, dtype=torch.bool)
         unanswered = none if self.unanswered is None else self.unanswered
         unanswered = unanswered.index_fill(0, asked, True).index_fill_(0, answered, False)
         unanswered.logical_and_(self.losses.isnan())
-        if self.unanswered is not None or bool(unanswered.any()):
+        if self.unanswered is not None or self.part.any(bool(unanswered.any())):
             self._columns[_UNANSWERED] = unanswered
 
     @property
@@ -140,6 +154,8 @@ class SampleTable(ABC):
         if plan is None:
             return None
         indices, known, given = ids_of(self.selected), plan.order, plan.weights
+        if plan.part is not None:
+            return Selection(indices, self._own_weights)
         if plan.selection is not None:  # the order is a user's sampler's, which may leave out some
             known, given = plan.selection.indices.cpu(), plan.selection.weights
         if given is None:
@@ -189,7 +205,8 @@ class SampleTable(ABC):
         Raises:
             ValueError: If the column exists with another shape or dtype.
         """
-        shape = (self.num_samples,) if slots is None else (slots, self.num_samples)
+        num = len(self.losses)
+        shape = (num,) if slots is None else (slots, num)
         old = self._columns.get(name)
         self._fills[name] = fill
         if old is None:
@@ -212,7 +229,7 @@ class SampleTable(ABC):
 
     def to_dict(self) -> dict[str, Tensor]:
         """Return all per-sample state on the CPU: ``indices``, ``losses``, ``counts``, and the methods' columns."""
-        ids = torch.arange(self.num_samples)
+        ids = torch.arange(self.part.start, self.part.stop)
         table = {"indices": ids, "losses": self.losses, "counts": self.counts, **self._columns}
         return {name: values.detach().cpu().clone() for name, values in table.items()}
 
@@ -227,12 +244,13 @@ class SampleTable(ABC):
         """
         save_table(self.to_dict(), check_table_path(path, default=".npz"))
 
-    def allocate(self, num_samples: int, device: torch.device | str) -> None:
-        """Start a run on ``num_samples`` samples, of which nothing is known."""
+    def allocate(self, num_samples: int, device: torch.device | str, part: Part | None = None) -> None:
+        """Start a run on ``num_samples`` samples, of which nothing is known, or on this process's part of them."""
+        self.part = Part.whole(num_samples) if part is None else part
         self.epoch = self.trained_steps = self.full_steps = 0
-        self._selected = self.plan = None
-        self._losses = torch.full((num_samples,), math.nan, dtype=torch.float32, device=device)
-        self._counts = torch.zeros(num_samples, dtype=torch.int16, device=device)
+        self._selected = self._own_weights = self.plan = None
+        self._losses = torch.full((len(self.part),), math.nan, dtype=torch.float32, device=device)
+        self._counts = torch.zeros(len(self.part), dtype=torch.int16, device=device)
         self._columns, self._fills, self.state = {}, {}, {}
 
     def grow(self, num_samples: int) -> None:
@@ -248,6 +266,7 @@ class SampleTable(ABC):
                 f"one, but got {num_samples} in epoch {self.epoch}: samples may be appended in a run, but none may go, "
                 "since an id is a position. Keep them all in it and draw fewer by a sampler, or start a new run."
             )
+        self.part = Part.whole(num_samples)
         self._selected = _extended(self.selected, more, fill=False)
         self._losses, self._counts = _extended(self.losses, more, fill=math.nan), _extended(self.counts, more, fill=0)
         columns = self._columns.items()
@@ -259,11 +278,13 @@ class SampleTable(ABC):
         self._columns = {name: values.to(device) for name, values in self._columns.items()}
         self.state = {name: values.to(device) for name, values in self.state.items()}
         self._selected = None if self._selected is None else self._selected.to(device)
+        self.part = self.part.to(device)
 
     def take_selection(self, selection: Selection) -> None:
         """Note which samples the coming epoch trains."""
-        mask = None if len(selection) == self.num_samples else selection.mask(self.num_samples)
-        self._selected = None if mask is None else mask.to(self.losses.device)
+        everything = self.part.sum(len(selection)) == self.num_samples
+        self._selected = None if everything else selection.mask(len(self.losses)).to(self.losses.device)
+        self._own_weights = selection.weights if self.sharded else None
 
     @property
     def selects_all(self) -> bool:
@@ -287,16 +308,20 @@ class SampleTable(ABC):
             "state": {name: values.cpu().clone() for name, values in self.state.items()},
         }
 
-    def load_columns(self, state: dict[str, Any], num_samples: int, device: torch.device) -> None:
-        """Take over what :meth:`state_columns` returned, for a dataset of ``num_samples``."""
+    def load_columns(
+        self, state: dict[str, Any], num_samples: int, device: torch.device, part: Part | None = None
+    ) -> None:
+        """Take over what :meth:`state_columns` returned, for a dataset of ``num_samples``, or for a part of it."""
         if state["num_samples"] != num_samples:
             raise StateMismatchError(changed_length(state["num_samples"], num_samples))
-        self._selected = self.plan = None
-        self._losses = state["losses"].to(device, copy=True)  # the state may be loaded again
-        counts = state["counts"]
+        self.part = part = Part.whole(num_samples) if part is None else part
+        self._selected = self._own_weights = self.plan = None
+        self._losses = part.own(state["losses"]).to(device, copy=True)  # the state may be loaded again
+        counts = part.own(state["counts"])
         most = int(counts.max()) if len(counts) else 0
         self._counts = counts.to(device, torch.int32 if most >= _MOST_INT16 else torch.int16, copy=True)
-        self._columns = {name: values.to(device, copy=True) for name, values in state.get("columns", {}).items()}
+        columns = {name: part.own(values) for name, values in state.get("columns", {}).items()}
+        self._columns = {name: values.to(device, copy=True) for name, values in columns.items()}
         self.state = {name: values.to(device, copy=True) for name, values in state.get("state", {}).items()}
 
 

@@ -8,12 +8,12 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true
 from lightning_prune.core.checks import check_choice, check_int, check_ratio, check_scores
 from lightning_prune.core.moment import Moment
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection, random_submask
 from lightning_prune.core.ratio import Arguments, Ratio, RatioSetting, check_schedule, ratio_at
-from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.rng import resolve_generator, uniform
 from lightning_prune.core.stats import below, finite_mean
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import is_annealing
@@ -26,6 +26,7 @@ def infobatch(
     *,
     mode: Literal["exact", "bernoulli"] = "exact",
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Selection:
     """Keep what is at or above the mean; of what is strictly below, keep a share ``1 - prune_ratio``, re-weighted.
 
@@ -39,6 +40,7 @@ def infobatch(
         mode: ``"exact"``: a count of ``(1 - prune_ratio) * low`` is drawn without replacement, its fraction rounded up
             with that probability. ``"bernoulli"``: independent coins, as in the paper.
         generator: CPU generator of the draws. None: a fresh one, seeded from the system's entropy.
+        part: Which part of the scores these are, where several processes share them; None: all.
 
     Returns:
         Ascending ids on the device of ``scores``, with weights.
@@ -60,14 +62,15 @@ def infobatch(
     check_ratio("prune_ratio", prune_ratio)
     check_choice("mode", mode, ("exact", "bernoulli"))
     generator = resolve_generator(generator)
+    part = Part.whole(len(scores)) if part is None else part
     keep_ratio = 1 - prune_ratio
-    low = below(scores, finite_mean(scores))
+    low = below(scores, finite_mean(scores, part))
     if mode == "exact":
-        num_low = count_true(low)
+        num_low = part.count(low)
         count = int(keep_ratio * num_low + torch.rand((), generator=generator, dtype=torch.float64).item())
-        dropped = random_submask(low, num_low - count, generator)
+        dropped = random_submask(low, num_low - count, generator, part)
     else:
-        dropped = low & (torch.rand(len(low), generator=generator, dtype=torch.float32) >= keep_ratio).to(low.device)
+        dropped = low & (uniform(generator, part) >= keep_ratio).to(low.device)
     kept = Selection.from_mask(~dropped)
     weight_if_low = torch.tensor([1.0, 1 / keep_ratio], dtype=torch.float32, device=scores.device)
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
@@ -137,6 +140,7 @@ class InfoBatch(PruningCallback):
     """
 
     weighs_losses = True
+    shares_state = True
     set_by_ratio = RatioSetting(
         most=0.9,
         active=_active,
@@ -169,6 +173,6 @@ class InfoBatch(PruningCallback):
         """Prune by the registry's scores, or keep everything in the annealing phase."""
         moment = registry.moment(epoch)
         if is_annealing(moment, self.anneal_ratio):
-            return Selection.all(registry.num_samples, registry.scores.device)
+            return Selection.all(len(registry.part), registry.scores.device)
         ratio = ratio_at("prune_ratio", self.prune_ratio, moment.progress)
-        return infobatch(registry.scores, ratio, mode=self.mode, generator=generator)
+        return infobatch(registry.scores, ratio, mode=self.mode, generator=generator, part=registry.part)

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
+from lightning_prune.core.arrays import ids_of
 from lightning_prune.core.checks import check_int, check_scores
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection, num_keep, random_submask
 from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
@@ -21,7 +22,12 @@ _BOUNDS = {"closed_low": False, "closed_high": True}
 
 
 def orderdp(
-    scores: Tensor, explore_size: int, exploit_size: int, *, generator: torch.Generator | None = None
+    scores: Tensor,
+    explore_size: int,
+    exploit_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Selection:
     """Draw ``explore_size`` candidates uniformly, keep the ``exploit_size`` of them with the highest scores.
 
@@ -33,6 +39,7 @@ def orderdp(
         explore_size: Number of candidates s, in [1, n].
         exploit_size: Number kept q, in [1, s].
         generator: CPU generator of the draws. None: a fresh one, seeded from the system's entropy.
+        part: Which part of the scores these are, where several processes share them; None: all.
 
     Returns:
         Exactly ``exploit_size`` ascending ids on the device of ``scores``, unweighted.
@@ -50,15 +57,16 @@ def orderdp(
         [1, 3]
     """
     check_scores("scores", scores)
-    check_int("explore_size", explore_size, low=1, high=len(scores))
+    part = Part.whole(len(scores)) if part is None else part
+    check_int("explore_size", explore_size, low=1, high=part.total)
     check_int("exploit_size", exploit_size, low=1, high=explore_size)
     generator = resolve_generator(generator)
     everyone = torch.ones_like(scores, dtype=torch.bool)
-    candidates = ids_of(random_submask(everyone, explore_size, generator))
-    values = infinite_where_nonfinite(scores.index_select(0, candidates))
-    threshold = kth_lowest(values, explore_size - exploit_size + 1)
+    candidates = ids_of(random_submask(everyone, explore_size, generator, part))
+    values, part = infinite_where_nonfinite(scores.index_select(0, candidates)), part.narrow(len(candidates))
+    threshold = part.kth_lowest(values, explore_size - exploit_size + 1)
     above = values > threshold
-    above |= random_submask(values == threshold, exploit_size - count_true(above), generator)
+    above |= random_submask(values == threshold, exploit_size - part.count(above), generator, part)
     return Selection(candidates.index_select(0, ids_of(above)))
 
 
@@ -134,6 +142,7 @@ class OrderDP(PruningCallback):
         OrderDP(explore_ratio=0.75, exploit_ratio=0.8)
     """
 
+    shares_state = True
     set_by_ratio = RatioSetting(_both_stages)
 
     def __init__(
@@ -159,4 +168,4 @@ class OrderDP(PruningCallback):
             registry.num_samples, ratio_at("explore_ratio", self.explore_ratio, progress, **_BOUNDS)
         )
         exploit_size = num_keep(explore_size, ratio_at("exploit_ratio", self.exploit_ratio, progress, **_BOUNDS))
-        return orderdp(registry.scores, explore_size, exploit_size, generator=generator)
+        return orderdp(registry.scores, explore_size, exploit_size, generator=generator, part=registry.part)

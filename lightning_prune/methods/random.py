@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from lightning_prune.core.checks import check_int
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection, num_keep, random_submask
 from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
 from lightning_prune.core.rng import resolve_generator
@@ -15,16 +16,19 @@ from lightning_prune.core.table import SampleTable
 from lightning_prune.trainer.callback import PruningCallback
 
 
-def random_subset(num_samples: int, k: int, *, generator: torch.Generator | None = None) -> Selection:
-    """Draw ``k`` of ``num_samples`` ids uniformly without replacement, ascending.
+def random_subset(
+    num_samples: int, k: int, *, generator: torch.Generator | None = None, part: Part | None = None
+) -> Selection:
+    """Draw ``k`` of ``num_samples`` ids uniformly without replacement, ascending; of a part, by position in it.
 
     Example:
         >>> len(random_subset(10, 3, generator=torch.Generator().manual_seed(0)))
         3
     """
     check_int("k", k, low=1, high=num_samples)
-    everyone = torch.ones(num_samples, dtype=torch.bool)
-    return Selection.from_mask(random_submask(everyone, k, resolve_generator(generator)))
+    part = Part.whole(num_samples) if part is None else part
+    everyone = torch.ones(len(part), dtype=torch.bool)
+    return Selection.from_mask(random_submask(everyone, k, resolve_generator(generator), part))
 
 
 @final
@@ -52,6 +56,7 @@ class RandomPruning(PruningCallback):
     """
 
     needs_mixin = False
+    shares_state = True
     for_any_module = "RandomPruning()"
     set_by_ratio = RatioSetting()
 
@@ -76,7 +81,8 @@ class RandomPruning(PruningCallback):
         """Draw this epoch's subset."""
         n = registry.num_samples
         ratio = ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress)
-        selection = random_subset(n, num_keep(n, 1 - ratio), generator=generator)
+        k = num_keep(n, 1 - ratio)
+        selection = random_subset(n, k, generator=generator, part=registry.part)
         if self.rescale:
-            return replace(selection, weights=torch.full((len(selection),), n / len(selection), dtype=torch.float32))
+            return replace(selection, weights=torch.full((len(selection),), n / k, dtype=torch.float32))
         return selection

@@ -9,18 +9,18 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, is_finite
+from lightning_prune.core.arrays import ids_of, is_finite
 from lightning_prune.core.checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.ratio import FIRST_FULL, Ratio, check_schedule, ratio_at
-from lightning_prune.core.rng import resolve_generator
+from lightning_prune.core.rng import resolve_generator, uniform
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
+from lightning_prune.core.windows import Judge, judge_windows, window_runs
 from lightning_prune.methods._shared import output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
-from lightning_prune.methods._windows import Judge, judge_windows, window_runs
 from lightning_prune.trainer.callback import PruningCallback
 
 _CHANCE = "repb_chance"
@@ -243,6 +243,7 @@ class RePB(PruningCallback):
     """
 
     weighs_losses = True
+    shares_state = True
     set_by_ratio = replace(
         FIRST_FULL, arguments=lambda drop: {"target_keep": 1 - drop}, most=0.95, read_in="on_epoch_recorded"
     )
@@ -284,7 +285,7 @@ class RePB(PruningCallback):
         """Declare each sample's chance to be in the next epoch, and since when attendance is counted."""
         if registry.has_column(_CHANCE):  # a checkpoint of ours; early ones do not count the epochs
             registry.add_state(_EPOCHS, torch.tensor(registry.epoch, dtype=torch.int64))
-        elif bool(registry.counts.any()):  # a run of another method, whose epochs do not count
+        elif registry.part.any(bool(registry.counts.any())):  # a run of another method, whose epochs do not count
             registry.add_column(_BEFORE, dtype=torch.int32)
             registry.column(_BEFORE).copy_(registry.counts)
         registry.add_state(_EPOCHS, torch.tensor(0, dtype=torch.int64))
@@ -300,10 +301,12 @@ class RePB(PruningCallback):
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Throw each sample's coin, and weigh those that are in by their attendance."""
         chance = registry.column(_CHANCE)
-        coins = torch.rand(len(chance), generator=generator, dtype=torch.float32).to(chance.device)
-        kept = Selection.from_mask(coins < chance)
-        if len(kept) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
-            kept = Selection(chance.argmax()[None])
+        part = registry.part
+        kept = Selection.from_mask(uniform(generator, part).to(chance.device) < chance)
+        if part.sum(len(kept)) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
+            highest = part.gather(chance.max())
+            if int(highest.argmax()) == part.rank:
+                kept = Selection(chance.argmax()[None])
         epochs = int(registry.state[_EPOCHS])
         if epochs == 0:
             return kept
@@ -325,21 +328,21 @@ class RePB(PruningCallback):
         registry.state[_EPOCHS] += 1
         self._take_in(registry)
         self._note_missed(registry, record)
-        if len(record.indices) == 0:
+        part = registry.part
+        if part.sum(len(record.indices)) == 0:
             return
         selected = registry.selected
-        scores, lengths = self._scores(registry, record).cpu(), self._lengths(record)
-        low = judge_windows(scores, lengths, _low, torch.bool)
-        unanswered, num_low = registry.unanswered, count_true(low)
+        low = self._judge(registry, record, _low, torch.bool)
+        unanswered, num_low = registry.unanswered, part.count(low)
         if unanswered is not None:
-            num_low += count_true(unanswered & selected)
+            num_low += part.count(unanswered & selected)
         progress = registry.moment(registry.epoch + 1).progress
-        ratio = self._ratio(registry.num_samples, count_true(selected), num_low, progress)
+        ratio = self._ratio(registry.num_samples, part.count(selected), num_low, progress)
         chance = registry.column(_CHANCE).copy_(selected).clamp_(min=1 - ratio)
         if unanswered is not None:
             chance.masked_fill_(unanswered, 1 - ratio)
         if self.rule == "importance":
-            chances = judge_windows(scores, lengths, partial(_chances, ratio), torch.float32)
+            chances = self._judge(registry, record, partial(_chances, ratio), torch.float32)
             chance.scatter_(0, record.indices, chances.to(chance.device))
         else:
             chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
@@ -350,7 +353,7 @@ class RePB(PruningCallback):
         if record.asked is None:
             return
         missed = registry.selected.clone().index_fill_(0, record.asked.to(record.indices), False)
-        if not bool(missed.any()):
+        if not registry.part.any(bool(missed.any())):
             return
         registry.add_column(_MISSED, dtype=torch.int32)
         registry.column(_MISSED).add_(missed)
@@ -363,22 +366,14 @@ class RePB(PruningCallback):
             registry.column(_SINCE)[known:] = registry.state[_EPOCHS].to(torch.int32) - 1
             registry.state[_KNOWN].fill_(num_samples)
 
-    def _scores(self, registry: SampleTable, record: EpochRecord) -> Tensor:
-        """Return the scores ``(m,)`` of the recorded samples."""
+    def _judge(self, registry: SampleTable, record: EpochRecord, judge: Judge, dtype: torch.dtype) -> Tensor:
+        """Return what a rule says of the recorded samples ``(m,)``, on the CPU, given their windows."""
         if self.score == "grad_norm":
-            return record.extra["grad_norm"]
-        if registry.scores is registry.losses:
-            return record.losses
-        return registry.scores.index_select(0, record.indices)
-
-    def _lengths(self, record: EpochRecord) -> Tensor:
-        """Return how many recorded samples ``(w,)`` each window has; those without any do not count."""
-        size, recorded = record.step_size * self.window_batches, record.recorded
-        some_missing = recorded is not None and not bool(recorded[: len(record.losses)].all())  # not just the end
-        if some_missing or record.step_lengths is not None:
-            return window_runs(record.steps.cpu().div(self.window_batches, rounding_mode="floor"))[1]
-        num_full, rest = divmod(len(record.losses), size)
-        return torch.tensor([size] * num_full + [rest] * (rest > 0))
+            return record.in_windows("grad_norm", self.window_batches, judge, dtype)
+        if registry.ranks_by_losses:
+            return record.in_windows(None, self.window_batches, judge, dtype)
+        scores = registry.scores.index_select(0, record.indices)
+        return judge_windows(scores.cpu(), record.window_lengths(self.window_batches), judge, dtype)
 
     def _ratio(self, num_samples: int, num_trained: int, num_low: int, progress: float = 0.0) -> float:
         """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,7 +26,7 @@ from lightning_prune.core.session import Session
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.stream import Running
 from lightning_prune.core.table import SampleTable, changed_length
-from lightning_prune.trainer import modules, private, probe, streams
+from lightning_prune.trainer import modules, parts, private, probe, streams
 from lightning_prune.trainer.base import AS_IS, TrainerCallback
 from lightning_prune.trainer.clock import Stopwatch
 from lightning_prune.trainer.ending import OTHER_LOSS, closing_lines, idleness, is_made_of, log_arguments
@@ -58,10 +59,14 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             else that is taken for a mistake in how it is shared among workers and processes.
         save_to: File for the per-sample table, written when ``fit`` ends, as :meth:`save` does: ``.npz``, or
             ``.parquet`` with the extra ``export``. None: none is written.
+        sharded: Let each DDP rank keep the state of its own part of the samples only, ``registry.part``, for datasets
+            whose state is too much for one process. ``losses``, ``counts`` and columns are then of that part, ids are
+            positions in it, checkpoints have a folder beside them, and ``save_to`` is a file of each rank.
 
     Raises:
         TypeError: If ``num_samples`` is no int.
-        ValueError: If it is below 1, or ``loader`` is a list of none, or of one twice.
+        ValueError: If it is below 1, or ``loader`` is a list of none, or of one twice, or ``sharded`` is combined with
+            a list of loaders, a stream's ``num_samples`` or ``debug_sync``.
 
     Attributes:
         session: The run, which the hooks drive.
@@ -83,8 +88,17 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         num_samples: int | None = None,
         repeats: bool = False,
         save_to: str | PathLike[str] | None = None,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
+        given = {"loader": isinstance(loader, list), "num_samples": num_samples is not None, "debug_sync": debug_sync}
+        if sharded and (others := [f"`{name}`" for name, is_given in given.items() if is_given]):
+            raise ValueError(
+                f"Expected `sharded=True` alone, but got it with {' and '.join(others)}: each rank knows a part of one "
+                "map-style dataset only. Leave out one of them."
+            )
+        self.sharded = sharded
+        self._parts_io: parts.PartsIO | None = None
         if num_samples is not None:
             check_int("num_samples", num_samples, low=1)
         self.stream_length = num_samples
@@ -205,6 +219,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         method = methods[0] if methods else None
         private.check_trainer(trainer)
         modules.check_module(pl_module, method)
+        if self.sharded:
+            others = [callback for callback in callbacks if callback not in (self, method)]
+            parts.check_sharded(trainer, method, others)
         if self.save_to is not None and trainer.is_global_zero:
             check_writable(self.save_to, what="per-sample table")
         self._begin_fit(trainer, pl_module)
@@ -217,6 +234,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._several.begin_fit(method)
             self.session = self._several.first
         private.install_source(trainer, self._plan_loaders)
+        if self.sharded:
+            self._parts_io = parts.PartsIO(trainer.strategy.checkpoint_io, Path(trainer.default_root_dir))
+            trainer.strategy.checkpoint_io = self._parts_io
 
     def _plan_loaders(self, loaders: Any) -> Any:
         """Return the user's loaders with a planned copy of the one to prune; called at each request for them."""
@@ -297,6 +317,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         """Refuse schedules that cannot be scaled."""
         if not self.takes_part:
             return
+        if self.sharded:
+            for callback in trainer.checkpoint_callbacks:
+                parts.check_local(getattr(callback, "dirpath", None))
         self._schedules = Schedules(trainer, self.session)
         self._schedules.check(pl_module)
 
@@ -325,7 +348,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._restore(trainer, pl_module, state)
             self._continue(trainer, state)
         elif self._starts_anew:
-            self.session.start(loader.num_samples, pl_module.device)
+            with _misconfigured():
+                self.session.start(loader.num_samples, pl_module.device)
             if private.resumes_in_epoch(trainer):
                 self._join(trainer)
         elif self.num_samples != loader.num_samples:
@@ -374,6 +398,8 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         grows = private.reloads(trainer) and not state["open"]
         before = min(state["num_samples"], num_samples) if grows else num_samples
         with _misconfigured():
+            part = self.session.own_part(state["num_samples"], pl_module.device)
+            state = parts.whole_state(state, part, sharded=self.sharded)
             self.session.restore(state, before, pl_module.device)
         if before < num_samples:
             self._grow(trainer, num_samples)
@@ -494,7 +520,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         self.session.num_batches = private.set_epoch_length(trainer)
         # A fit makes its first iterator before its first epoch starts. It will do for a full first epoch.
         if self._first_epoch and not private.will_iterate(trainer):
-            is_full = self.epoch == 0 and self.selects_all and not self.session.batches.is_drawn
+            is_full = self.epoch == 0 and self.selects_all and not self.session.batches.is_drawn and not self.sharded
             if self._resumed or not is_full:
                 private.iterate(trainer, keep_rng=not self._resumed)
         self._first_epoch = False
@@ -607,10 +633,15 @@ class ScoreRegistry(SampleTable, TrainerCallback):
         return self.clock.total / trained * (self.full_steps - self.trained_steps) if trained else 0.0
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the per-sample table."""
-        if self.save_to is not None and self.takes_part and trainer.is_global_zero and not _is_dev_run(trainer):
-            self.save(self.save_to)
-            self._leaves = [f"per-sample table '{self.save_to}'"]
+        """Write the per-sample table; each rank its part, where it has only that."""
+        if self.save_to is None or not self.takes_part or _is_dev_run(trainer):
+            return
+        path = self.save_to
+        if self.sharded:
+            path = path.with_stem(f"{path.stem}-{trainer.global_rank:05d}-of-{trainer.world_size:05d}")
+        if trainer.is_global_zero or self.sharded:
+            self.save(path)
+            self._leaves = [f"per-sample table '{path}'"]
 
     @property
     def leaves(self) -> list[str]:
@@ -676,6 +707,9 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             state = self._several.state_dict(save_rng=self.save_rng, alone=alone)
         else:
             state = self.session.state_dict(save_rng=self.save_rng, alone=alone)
+        if self.sharded:
+            io = self._parts_io
+            state = parts.without_parts(state) if alone or io is None else io.stage(state, self.part)
         if self._schedules is not None:
             self._schedule_state = self._schedules.state()
         return {**state, "schedule": self._schedule_state}
@@ -693,6 +727,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             raise MisconfigurationException(
                 "Expected no state to be loaded while a run goes on that prunes several loaders, as a search for a "
                 "learning rate or a batch size does. Search before the run."
+            )
+        if self.sharded:
+            raise MisconfigurationException(
+                "Expected no state to be loaded while a run with `ScoreRegistry(sharded=True)` goes on, as a search "
+                "for a learning rate or a batch size does. Search before the run."
             )
         running = self.session.running
         with _misconfigured():
@@ -723,6 +762,11 @@ class ScoreRegistry(SampleTable, TrainerCallback):
             self._picking.uninstall()
             self._picking = None
         private.uninstall_source(trainer)
+        if self._parts_io is not None:
+            trainer.strategy.checkpoint_io = self._parts_io.inner
+            if trainer.is_global_zero:
+                self._parts_io.discard()
+            self._parts_io = None
         if self._loader is not None:
             self._loader.restore(trainer)
         if self._several is not None:

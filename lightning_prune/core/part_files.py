@@ -1,0 +1,77 @@
+"""Per-sample state in files that each process writes its own part of, and that any number of processes can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.part import Part
+
+_PIECE = 1 << 24
+"""Samples written as one tensor, at most: who reads a part reads the pieces that it overlaps."""
+_NOT_THERE = {"rng": None, "log": None}
+
+
+def write_part(folder: Path, state: dict[str, Any], part: Part) -> dict[str, Any]:
+    """Write what grows with the samples, by `torch.distributed.checkpoint`, and return the rest; collective.
+
+    Args:
+        folder: Where to, on a file system that all processes see.
+        state: This process's state of a run, of its part of the samples.
+        part: Which part that is.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter  # half a second
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    grown = {"losses": state["losses"], "counts": state["counts"]}
+    grown |= {f"columns/{name}": values for name, values in state["columns"].items()}
+    pieces: dict[str, Any] = {f"ranks/{part.rank}": state["ranks"][0]}
+    for name, values in grown.items():
+        for start in range(part.start, part.stop, _PIECE):
+            piece = slice(start - part.start, min(start + _PIECE, part.stop) - part.start)
+            pieces[f"{name}/{start}"] = values[..., piece].contiguous()
+    save(pieces, storage_writer=FileSystemWriter(folder), no_dist=part.world_size == 1)
+    return {name: value for name, value in state.items() if name not in ("losses", "counts", "columns", "ranks")}
+
+
+def read_part(folder: Path, rest: dict[str, Any], part: Part) -> dict[str, Any]:
+    """Return a process's state of a run, of its part of the samples, whatever parts were written.
+
+    Args:
+        folder: What :func:`write_part` wrote.
+        rest: What it returned.
+        part: Which part to read.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    written = FileSystemReader(folder).read_metadata().state_dict_metadata
+
+    def read(key: str) -> Any:
+        about: Any = written[key]
+        found = {key: torch.empty(about.size, dtype=about.properties.dtype) if hasattr(about, "size") else None}
+        load(found, storage_reader=FileSystemReader(folder), no_dist=True)
+        return found[key]
+
+    def own(name: str) -> Tensor:
+        starts = sorted(int(key.rpartition("/")[2]) for key in written if key.rpartition("/")[0] == name)
+        some = []
+        for start, stop in zip(starts, [*starts[1:], part.total], strict=True):
+            if start < part.stop and stop > part.start:
+                piece = read(f"{name}/{start}")
+                some.append(piece[..., max(0, part.start - start) : part.stop - start].clone())
+        dtype = torch.promote_types(some[0].dtype, some[-1].dtype)
+        return torch.cat([piece.to(dtype) for piece in some], dim=-1)
+
+    columns = {name.partition("/")[2] for name in (key.rpartition("/")[0] for key in written) if "/" in name}
+    mine = f"ranks/{part.rank}"
+    return {
+        **rest,
+        "losses": own("losses"),
+        "counts": own("counts"),
+        "columns": {name: own(f"columns/{name}") for name in sorted(columns)},
+        "ranks": [_NOT_THERE] * part.rank + [read(mine) if mine in written else _NOT_THERE],
+    }

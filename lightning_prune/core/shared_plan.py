@@ -1,0 +1,110 @@
+"""The plan of an epoch where each process holds its own part only: of the selection, and of the order."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.part import Part
+from lightning_prune.core.plan import EpochPlan, Selection
+from lightning_prune.core.shuffle import Shuffle
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def shared_plan(selection: Selection, part: Part, *, epoch: int, seed: int, shuffle: bool) -> EpochPlan:
+    """Order a selection of which each process has its part, as `EpochPlan.make` orders the whole; collective.
+
+    Each process then holds what it visits, ``r, r + world_size, ...`` of the order. One all-to-all of the ids, and one
+    of the weights if there are any.
+
+    Args:
+        selection: What is selected of this process's part, by position in it.
+        part: Which part of the samples that is.
+        epoch: Epoch number, from 0.
+        seed: Seed of the order.
+        shuffle: Whether the order is random, or ascending.
+    """
+    kept = part.narrow(len(selection))
+    indices, weights = selection.indices.cpu(), selection.weights
+    if not selection.ascending:
+        indices, by_id = indices.sort()
+        weights = None if weights is None else weights.cpu().index_select(0, by_id)
+    visits = _shuffled(kept, Shuffle(kept.total, seed, epoch)) if shuffle else _ascending(kept)
+    ids = indices.add(part.start).to(torch.int32 if part.total <= 2**31 else torch.int64)
+    order = visits.bring(ids)
+    weights = None if weights is None else visits.bring(weights.cpu())
+    return EpochPlan(epoch, order, weights, part.world_size, part=kept, num_shared=kept.total)
+
+
+@final
+class _Visits:
+    """Who visits what.
+
+    Args:
+        kept: Which part of the selected samples this process has.
+        sent: For each rank, which of them it visits, in the order of its visit.
+        sources: Rank that has each of those ``(s,)`` that this process visits, in the order of its visit.
+    """
+
+    def __init__(self, kept: Part, sent: list[_Array], sources: _Array) -> None:
+        self.kept = kept
+        self.picks = torch.from_numpy(np.concatenate(sent))
+        self.sent = [len(some) for some in sent]
+        self.sources = torch.from_numpy(sources)
+        self.received = np.bincount(sources, minlength=kept.world_size).tolist()
+
+    def bring(self, values: Tensor) -> Tensor:
+        """Return the values of what this process visits, padding included, given those ``(m,)`` of what it has."""
+        kept = self.kept
+        rows = values.index_select(0, self.picks).to(kept.device)
+        came = kept.exchange(rows, self.sent, self.received).cpu()
+        slots = -(-kept.total // kept.world_size)
+        own, start = came.new_empty(slots), 0
+        for rank, number in enumerate(self.received):
+            own[ids_of(self.sources == rank)] = came[start : start + number]
+            start += number
+        if kept.total % kept.world_size:  # by wrapping around, as `EpochPlan.shard` does
+            firsts = kept.gather(own[:1].to(kept.device)).cpu()
+            last = kept.rank + (slots - 1) * kept.world_size
+            if last >= kept.total:
+                own[-1] = firsts[last % kept.total, 0]
+        return own
+
+
+def _ascending(kept: Part) -> _Visits:
+    """Visit what is selected by rising id."""
+    world_size = kept.world_size
+    own = np.arange(len(kept), dtype=np.int32)
+    sent = [own[(rank - kept.start) % world_size :: world_size] for rank in range(world_size)]
+    ends = kept.gather(torch.tensor(kept.stop, device=kept.device)).cpu().numpy()
+    visited = np.arange(kept.rank, kept.total, world_size)
+    return _Visits(kept, sent, np.searchsorted(ends, visited, side="right").astype(np.int16))
+
+
+def _shuffled(kept: Part, shuffle: Shuffle) -> _Visits:
+    """Visit what is selected in a random order: each process makes all of it, bucket by bucket, and takes its own."""
+    rank, world_size = kept.rank, kept.world_size
+    buckets = shuffle.buckets(kept)
+    counts = torch.from_numpy(np.bincount(buckets, minlength=shuffle.num_buckets))
+    numbers = kept.gather(counts.to(kept.device)).cpu().numpy()  # (world_size, buckets)
+    ends = numbers.cumsum(0)
+    sent: list[list[_Array]] = [[] for _ in range(world_size)]
+    sources, start = [], 0
+    for bucket, size in enumerate(ends[-1].tolist()):
+        order = shuffle.within(bucket, size).numpy()
+        end = ends[rank, bucket]
+        first = end - numbers[rank, bucket]
+        places = np.flatnonzero((order >= first) & (order < end))
+        members = np.flatnonzero(buckets == bucket).astype(np.int32)[order[places] - first]
+        visitors = (places + start) % world_size
+        for visitor in range(world_size):
+            sent[visitor].append(members[visitors == visitor])
+        own = order[(rank - start) % world_size :: world_size]
+        sources.append(np.searchsorted(ends[:, bucket], own, side="right").astype(np.int16))
+        start += size
+    return _Visits(kept, [np.concatenate(some) for some in sent], np.concatenate(sources))

@@ -1,0 +1,191 @@
+"""What processes that keep a part of the samples each ask of one another, against torch on the whole."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from lightning_prune.core import shared_plan, shuffle
+from lightning_prune.core.part import Part, Route
+from lightning_prune.core.plan import EpochPlan, Selection, random_submask
+from lightning_prune.core.rng import coins, make_generator, uniform
+from lightning_prune.core.stats import finite_mean
+from lightning_prune.functional import infobatch, orderdp
+from lightning_prune.methods.random import random_subset
+from lightning_prune.testing.processes import run_ranks, skip_without_fork
+from lightning_prune.testing.task import equal
+
+WORLD = 3
+same_on_all_ranks = settings(
+    max_examples=12,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+"""Every rank is given the same examples; a failing one is not shrunk, since the others would not take part."""
+BAD = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0)
+
+
+def scores_of(num, seed, share_bad):
+    """Return scores of which a share is special, and many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(num, generator=generator).mul_(4).round_().div_(4) * 10.0 ** (seed % 5 - 2)
+    bad = torch.rand(num, generator=generator) < share_bad
+    return torch.where(bad, torch.tensor(BAD)[torch.randint(len(BAD), (num,), generator=generator)], scores)
+
+
+cases = st.tuples(st.integers(WORLD, 1500), st.integers(0, 2**20), st.sampled_from([0.0, 0.05, 1.0]))
+
+
+def check_primitives(rank):
+    @same_on_all_ranks
+    @given(cases, st.floats(0, 1))
+    def check(case, share):
+        num, seed, share_bad = case
+        part, scores = Part.of(num, rank, WORLD), scores_of(*case)
+        own = part.own(scores)
+        assert part.sum(len(own)) == num
+        assert part.count(own > 0) == int((scores > 0).sum())
+        assert equal(finite_mean(own, part), finite_mean(scores))
+        torch.testing.assert_close(
+            finite_mean(scores), scores[scores.isfinite()].double().mean(), equal_nan=True, rtol=1e-12, atol=1e-12
+        )
+        ordered = scores.nan_to_num(1.0)
+        k = max(1, round(share * num))
+        assert part.kth_lowest(part.own(ordered), k) == ordered.kthvalue(k).values
+        mask = scores > scores.nan_to_num(0, 0, 0).mean()
+        count = round(share * int(mask.sum()))
+        drawn = random_submask(part.own(mask), count, torch.Generator().manual_seed(seed), part)
+        assert torch.equal(drawn, part.own(random_submask(mask, count, torch.Generator().manual_seed(seed))))
+        some = own[own > 0]
+        narrowed = part.narrow(len(some))
+        assert torch.equal(some, scores[scores > 0][narrowed.start : narrowed.stop])
+        targets = torch.from_numpy(np.random.default_rng(seed + rank).integers(0, WORLD, len(own)))
+        came = Route(part, targets).bring(torch.stack([targets, torch.arange(part.start, part.stop)], 1))
+        assert bool((came[:, 0] == rank).all())
+        assert part.sum(int(came[:, 1].sum())) == num * (num - 1) // 2
+
+    check()
+
+
+def check_rules(rank):
+    @same_on_all_ranks
+    @given(cases, st.floats(0, 0.95), st.floats(0.05, 1))
+    def check(case, ratio, explore):
+        num, seed, _ = case
+        part, scores = Part.of(num, rank, WORLD), scores_of(*case)
+        own = part.own(scores)
+
+        def generator():
+            return torch.Generator().manual_seed(seed)
+
+        s = max(1, int(explore * num))
+        q = max(1, int((1 - ratio) * s))
+        pairs = [
+            (infobatch(scores, ratio, generator=generator()), infobatch(own, ratio, generator=generator(), part=part)),
+            (
+                infobatch(scores, ratio, mode="bernoulli", generator=generator()),
+                infobatch(own, ratio, mode="bernoulli", generator=generator(), part=part),
+            ),
+            (orderdp(scores, s, q, generator=generator()), orderdp(own, s, q, generator=generator(), part=part)),
+            (random_subset(num, s, generator=generator()), random_subset(num, s, generator=generator(), part=part)),
+        ]
+        for whole, shared in pairs:
+            assert part.sum(len(shared)) == len(whole)
+            inside = (whole.indices >= part.start) & (whole.indices < part.stop)
+            assert torch.equal(shared.indices + part.start, whole.indices[inside])
+            assert equal(shared.weights, None if whole.weights is None else whole.weights[inside])
+
+    check()
+
+
+def check_plans(rank):
+    @same_on_all_ranks
+    @given(cases, st.floats(0, 1), st.booleans(), st.booleans(), st.sampled_from([40, 1 << 24]))
+    def check(case, share, weighted, shuffles, bucket):
+        num, seed, _ = case
+        shuffle.BUCKET = bucket
+        generator = torch.Generator().manual_seed(seed)
+        mask = (torch.rand(num, generator=generator) < share).index_fill_(0, torch.tensor([seed % num]), True)
+        weights = torch.rand(num, generator=generator)
+        part = Part.of(num, rank, WORLD)
+
+        def selection(of):
+            chosen = Selection.from_mask(of(mask))
+            return Selection(chosen.indices, of(weights)[chosen.indices]) if weighted else chosen
+
+        options = {"epoch": seed % 7, "seed": seed, "shuffle": shuffles}
+        whole = EpochPlan.make(selection(lambda values: values), world_size=WORLD, **options)
+        own = shared_plan.shared_plan(selection(part.own), part, **options)
+        assert own.length == whole.length == len(whole.order)
+        assert own.shard_size == whole.shard_size
+        assert torch.equal(own.shard(own.order, rank), whole.shard(whole.order, rank))
+        assert torch.equal(whole.order.sort().values.long(), mask.nonzero().squeeze(1))
+        if weighted:
+            assert torch.equal(own.shard(own.weights, rank), whole.shard(whole.weights, rank))
+
+    check()
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("check", [check_primitives, check_rules, check_plans])
+def test_three_processes_find_what_one_does(check, tmp_path):
+    skip_without_fork()
+    run_ranks(check, folder=tmp_path, world_size=WORLD)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_parts_cover_everything_and_none_is_empty(total, world_size):
+    if total < 64:
+        world_size = min(world_size, total)
+    parts = [Part.of(total, rank, world_size) for rank in range(world_size)]
+    assert [parts[0].start, *(part.stop for part in parts)] == [*(part.start for part in parts), total]
+    assert all(len(part) for part in parts)
+    assert parts[0].starts == [part.start for part in parts]
+
+
+def test_parts_of_many_samples_are_even():
+    lengths = [len(Part.of(10**9, rank, 8)) for rank in range(8)]
+    assert max(lengths) - min(lengths) <= 2 * (1 << 16)
+
+
+def test_too_many_processes_are_told_the_way_out():
+    with pytest.raises(ValueError, match=r"at most 5 processes.*5 samples, but got 6.*leave it out"):
+        Part.of(5, 0, 6)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3000), st.data())
+def test_draws_are_the_same_however_they_are_shared(total, data):
+    start = data.draw(st.integers(0, total))
+    part = Part(start, data.draw(st.integers(start, total)), total)
+    one, other = (np.random.Generator(np.random.SFC64(total)) for _ in range(2))
+    whole = coins(one, Part.whole(total))
+    assert (coins(other, part) == whole[part.start : part.stop]).all()
+    assert one.integers(1 << 60) == other.integers(1 << 60)
+    generators = [make_generator(total, 0, "select") for _ in range(2)]
+    expected = torch.rand(total, generator=generators[0])
+    assert torch.equal(uniform(generators[1], part), expected[part.start : part.stop])
+    assert torch.equal(*(torch.rand(3, generator=generator) for generator in generators))
+
+
+def test_an_order_of_several_buckets_is_uniform(monkeypatch):
+    """How often each of the 24 orders of four things comes in 2,400: chi-squared, within five standard deviations."""
+    monkeypatch.setattr(shuffle, "BUCKET", 1)
+    orders = torch.stack([shuffle.Shuffle(4, seed, 0).order() for seed in range(2400)])
+    counts = torch.unique(orders, dim=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert abs(float(((counts - 100) ** 2 / 100).sum()) - 23) < 5 * math.sqrt(2 * 23)
+
+
+def test_an_order_of_one_bucket_is_a_permutation_of_torch():
+    expected = torch.randperm(1000, generator=make_generator(5, 2, "order"), dtype=torch.int32)
+    assert torch.equal(shuffle.Shuffle(1000, 5, 2).order(), expected)
