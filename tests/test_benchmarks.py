@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import alignment, ddp, epoch_end, gpu, imports, memory, per_step, run, wall_clock
+from benchmarks import alignment, ddp, epoch_end, gpu, imports, memory, per_step, run, sharded, wall_clock
 from benchmarks.measure import HEADER, Row, machine
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -79,6 +79,14 @@ def test_memory():
 def test_ranks():
     rows = check(ddp.measure(n=1000, rounds=1, resnet=False))
     assert [row.median for row in rows.values()][:3] == [4.0, 0, 1]  # half the losses from each, no steps, one sync
+
+
+@pytest.mark.ddp
+def test_ranks_with_a_part_each():
+    rows = check(sharded.measure(n=3000, ranks=[2], methods=["InfoBatch"]))
+    by_what = {name.partition(": ")[2]: row for name, row in rows.items()}
+    assert by_what["kept by each, per sample of its part"].verdict == "must"
+    assert by_what["sent by all at an epoch's end, per trained sample"].verdict == "must"
 
 
 def test_import():

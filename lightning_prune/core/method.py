@@ -55,7 +55,7 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     """How a ratio sets the arguments of its ``__init__``, for :func:`ratio_setting`. None: it does not say."""
     not_as_base: ClassVar[str | None] = None
     """Why no other method may wrap it, and what to write; None: one may."""
-    shares_state: ClassVar[bool] = False
+    shares_state: bool = False
     """Whether it works with ``ScoreRegistry(sharded=True)``, where the registry has a part of the samples only, and its
     rule asks ``registry.part`` for what it needs of the others."""
     needs_arguments: ClassVar[tuple[str, str] | None] = None

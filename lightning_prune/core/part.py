@@ -161,6 +161,21 @@ class Part:
             return values
         return self.add_up(values.new_zeros(total).index_add_(0, _range(start, values), values))
 
+    def sketch(self, values: Tensor, most: int) -> Tensor:
+        """Return at most so many of the values of all ``(total,)``, evenly spaced; all, where there are no more.
+
+        Collective. A process that has everything returns it, however much that is.
+
+        Args:
+            values: What this process has of them ``(len(self),)``.
+            most: Number of values.
+        """
+        if self.world_size == 1:
+            return values
+        stride = -(-self.total // most)
+        start = -(-self.start // stride)
+        return self.joined(values[start * stride - self.start :: stride], start, -(-self.total // stride))
+
     def kth_lowest(self, values: Tensor, k: int) -> Tensor:
         """Return the k-th lowest, from 1, of the whole of which this process has ``values`` ``(m,)``; collective.
 

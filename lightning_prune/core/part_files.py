@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,15 @@ from lightning_prune.core.part import Part
 
 _PIECE = 1 << 24
 """Samples written as one tensor, at most: who reads a part reads the pieces that it overlaps."""
-_NOT_THERE = {"rng": None, "log": None}
+_NOT_THERE: dict[str, Any] = {"rng": None, "log": None}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what torch says where a process is alone, as here it may well be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def write_part(folder: Path, state: dict[str, Any], part: Part) -> dict[str, Any]:
@@ -28,12 +40,15 @@ def write_part(folder: Path, state: dict[str, Any], part: Part) -> dict[str, Any
 
     grown = {"losses": state["losses"], "counts": state["counts"]}
     grown |= {f"columns/{name}": values for name, values in state["columns"].items()}
-    pieces: dict[str, Any] = {f"ranks/{part.rank}": state["ranks"][0]}
+    buffer = io.BytesIO()
+    torch.save(state["ranks"][0], buffer)
+    pieces = {f"ranks/{part.rank}": torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)}
     for name, values in grown.items():
         for start in range(part.start, part.stop, _PIECE):
             piece = slice(start - part.start, min(start + _PIECE, part.stop) - part.start)
             pieces[f"{name}/{start}"] = values[..., piece].contiguous()
-    save(pieces, storage_writer=FileSystemWriter(folder), no_dist=part.world_size == 1)
+    with _quietly():
+        save(pieces, storage_writer=FileSystemWriter(folder), no_dist=part.world_size == 1)
     return {name: value for name, value in state.items() if name not in ("losses", "counts", "columns", "ranks")}
 
 
@@ -50,10 +65,11 @@ def read_part(folder: Path, rest: dict[str, Any], part: Part) -> dict[str, Any]:
 
     written = FileSystemReader(folder).read_metadata().state_dict_metadata
 
-    def read(key: str) -> Any:
+    def read(key: str) -> Tensor:
         about: Any = written[key]
-        found = {key: torch.empty(about.size, dtype=about.properties.dtype) if hasattr(about, "size") else None}
-        load(found, storage_reader=FileSystemReader(folder), no_dist=True)
+        found = {key: torch.empty(about.size, dtype=about.properties.dtype)}
+        with _quietly():
+            load(found, storage_reader=FileSystemReader(folder), no_dist=True)
         return found[key]
 
     def own(name: str) -> Tensor:
@@ -67,11 +83,13 @@ def read_part(folder: Path, rest: dict[str, Any], part: Part) -> dict[str, Any]:
         return torch.cat([piece.to(dtype) for piece in some], dim=-1)
 
     columns = {name.partition("/")[2] for name in (key.rpartition("/")[0] for key in written) if "/" in name}
-    mine = f"ranks/{part.rank}"
+    mine, own_rank = f"ranks/{part.rank}", _NOT_THERE
+    if mine in written:
+        own_rank = torch.load(io.BytesIO(read(mine).numpy().tobytes()), weights_only=True)
     return {
         **rest,
         "losses": own("losses"),
         "counts": own("counts"),
         "columns": {name: own(f"columns/{name}") for name in sorted(columns)},
-        "ranks": [_NOT_THERE] * part.rank + [read(mine) if mine in written else _NOT_THERE],
+        "ranks": [*[_NOT_THERE] * part.rank, own_rank],
     }

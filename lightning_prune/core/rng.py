@@ -88,6 +88,13 @@ def uniform(generator: torch.Generator, part: Part) -> Tensor:
     return own
 
 
+def own_generator(generator: torch.Generator, part: Part) -> torch.Generator:
+    """Return a generator for a process's own draws, which leave ``generator`` alike in all of them; alone, that one."""
+    if part.world_size == 1:
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=generator)) + part.rank)
+
+
 def _lots(num: int) -> list[int]:
     return [min(_AT_ONCE, num - start) for start in range(0, num, _AT_ONCE)]
 

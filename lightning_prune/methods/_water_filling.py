@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.arrays import partition, sort_rows
+from lightning_prune.core.part import Part
 from lightning_prune.core.stats import double_sum
 
 
@@ -33,6 +34,27 @@ def water_fill(importance: Tensor, budget: Tensor) -> Tensor:
         num_full, rest = _full_rows(sort_rows(importance), budget[:, None])
     num_full, rest = num_full.to(importance.device), rest.to(importance.device)
     tau = torch.where(rest > 0, (budget[:, None] - num_full) / rest, torch.finfo(torch.float64).max)
+    return importance.to(torch.float64, copy=True).mul_(tau).clamp_(max=1)
+
+
+def water_fill_part(importance: Tensor, budget: float, part: Part) -> Tensor:
+    """Return a part ``(m,)``, float64, of what :func:`water_fill` makes of the whole, up to rounding; collective.
+
+    ``tau`` rises from that of no value at 1: each time, values that it would put above 1 get 1, and what is left is
+    shared by the others. It stops when there are no more of these, mostly after a few times.
+
+    Args:
+        importance: Finite values ``(m,)`` >= 0 of this process.
+        budget: What the whole adds up to, at most its number of positive values.
+        part: Who takes part.
+    """
+    num_full, tau = -1, 0.0
+    full = torch.zeros_like(importance, dtype=torch.bool)
+    while (counted := part.count(full)) > num_full:
+        num_full = counted
+        rest = float(part.add_up(double_sum(importance.masked_fill(full, 0))))
+        tau = (budget - num_full) / rest if rest > 0 else torch.finfo(torch.float64).max
+        full = importance.double() * tau >= 1
     return importance.to(torch.float64, copy=True).mul_(tau).clamp_(max=1)
 
 

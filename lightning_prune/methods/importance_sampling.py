@@ -11,16 +11,17 @@ from torch import Tensor
 from lightning_prune.core.arrays import count_true, ids_of, is_finite
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection
 from lightning_prune.core.plan import num_keep as count_kept
 from lightning_prune.core.ratio import FIRST_FULL, Ratio, check_schedule, ratio_at
-from lightning_prune.core.rng import permutation, resolve_generator
+from lightning_prune.core.rng import own_generator, permutation, resolve_generator
 from lightning_prune.core.stats import count_nonfinite, finite_mean
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._periodic import first_where_unknown, moving_average
 from lightning_prune.methods._shared import output_grad_norm, output_grads
-from lightning_prune.methods._water_filling import water_fill
+from lightning_prune.methods._water_filling import water_fill, water_fill_part
 from lightning_prune.trainer.callback import PruningCallback
 
 _IMPORTANCE = "importance"
@@ -28,7 +29,7 @@ _LEAST_FLOOR = 1e-6
 """Floor that is in force when the user asks for none: every sample must have a chance, or the gradient is biased."""
 
 
-def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
+def importance_inclusion(importance: Tensor, num_keep: int, *, part: Part | None = None) -> Tensor:
     """Return inclusion probabilities in proportion to importance that add up to ``num_keep``, none above 1.
 
     ``pi_i = min(1, tau q_i)``, with the one ``tau`` that makes them add up. Zeros get what the others leave, in equal
@@ -38,6 +39,8 @@ def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
     Args:
         importance: Importance ``(n,)``, >= 0, in any unit.
         num_keep: Expected number of samples k, in [1, n].
+        part: Which part of the values these are, where several processes share them; None: all. Of a part, the
+            probabilities are those of the whole up to rounding.
 
     Returns:
         Probabilities ``(n,)``, float64, on the device of ``importance``.
@@ -52,27 +55,35 @@ def importance_inclusion(importance: Tensor, num_keep: int) -> Tensor:
         tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
     check_scores("importance", importance)
-    check_int("num_keep", num_keep, low=1, high=len(importance))
-    if count_nonfinite(importance):
-        return _with_nonfinite(importance, num_keep)
-    lowest = float(importance.min())
-    if lowest < 0:
+    part = Part.whole(len(importance)) if part is None else part
+    check_int("num_keep", num_keep, low=1, high=part.total)
+    return _inclusion(importance, num_keep, part)
+
+
+def _inclusion(importance: Tensor, num_keep: int, part: Part) -> Tensor:
+    if part.any(count_nonfinite(importance) > 0):
+        return _with_nonfinite(importance, num_keep, part)
+    lowest = float(importance.min()) if len(importance) else 1.0
+    if part.any(lowest < 0):
         raise ValueError(f"Expected `importance` >= 0, but got {lowest}.")
-    num_positive = len(importance) if lowest > 0 else count_true(importance > 0)
+    num_positive = part.sum(len(importance) if lowest > 0 else count_true(importance > 0))
     if num_positive <= num_keep:
         positive = importance > 0
-        share = (num_keep - num_positive) / max(1, len(importance) - num_positive)
+        share = (num_keep - num_positive) / max(1, part.total - num_positive)
         return positive.double().masked_fill_(~positive, share)
+    if part.world_size > 1:
+        return water_fill_part(importance, num_keep, part)
     budget = torch.tensor([num_keep], dtype=torch.float64, device=importance.device)
     return water_fill(importance[None], budget)[0]
 
 
-def _with_nonfinite(importance: Tensor, num_keep: int) -> Tensor:
+def _with_nonfinite(importance: Tensor, num_keep: int, part: Part) -> Tensor:
     finite = is_finite(importance)
-    num_first = len(importance) - count_true(finite)
+    finite_part = part.narrow(count_true(finite))
+    num_first = part.total - finite_part.total
     chances = (~finite).double().mul_(min(1, num_keep / num_first))
     if num_first < num_keep:
-        chances[finite] = importance_inclusion(importance[finite], num_keep - num_first)
+        chances[finite] = _inclusion(importance[finite], num_keep - num_first, finite_part)
     return chances
 
 
@@ -142,25 +153,30 @@ def systematic_sample(inclusion: Tensor, *, generator: torch.Generator | None = 
     low, high = (float(v) for v in torch.aminmax(inclusion))
     if not (low >= 0 and high <= 1):
         raise ValueError(f"Expected `inclusion` in [0, 1], but got values in [{low}, {high}].")
-    return ids_of(_systematic_mask(inclusion, resolve_generator(generator)))
+    return ids_of(_systematic_mask(inclusion, resolve_generator(generator), Part.whole(len(inclusion))))
 
 
-def _systematic_mask(inclusion: Tensor, generator: torch.Generator) -> Tensor:
-    """Return which ``(n,)`` are drawn with probabilities ``(n,)`` in [0, 1]; see :func:`systematic_sample`."""
+def _systematic_mask(inclusion: Tensor, generator: torch.Generator, part: Part) -> Tensor:
+    """Return which ``(n,)`` are drawn with probabilities ``(n,)`` in [0, 1]; see :func:`systematic_sample`.
+
+    Of a part: the parts are laid end to end by rank, each in random order, and read at the same points.
+    """
     keep = inclusion >= 1
     open_ids = ids_of(~keep)
-    if len(open_ids) == 0:
+    if part.sum(len(open_ids)) == 0:
         return keep
-    shuffled = open_ids.index_select(0, permutation(len(open_ids), generator).to(inclusion.device))
-    sums = inclusion.index_select(0, shuffled).cumsum(0, dtype=torch.float64)
-    total = float(sums[-1])
+    order = permutation(len(open_ids), own_generator(generator, part)).to(inclusion.device)
+    shuffled = open_ids.index_select(0, order)
+    bounds = inclusion.new_zeros(len(shuffled) + 1, dtype=torch.float64)
+    torch.cumsum(inclusion.index_select(0, shuffled), 0, dtype=torch.float64, out=bounds[1:])
+    ends = part.gather(bounds[-1]).cumsum(0).tolist()
+    before, total = [0.0, *ends][part.rank], ends[-1]
+    scale = 1.0
     if 0 < abs(total - round(total)) <= 1e-6:  # rounding must not cost a sample, or add one
-        sums.mul_(round(total) / total)
+        scale = round(total) / total
     offset = (torch.randint(2**30, (), generator=generator).item() + 0.5) / 2**30  # never within rounding of 0 or 1
-    passed = sums.add_(offset).floor_()
-    drawn = passed > 0
-    torch.gt(passed[1:], passed[:-1], out=drawn[1:])
-    return keep.index_fill_(0, shuffled.index_select(0, ids_of(drawn)), True)
+    bounds.add_(before).mul_(scale).add_(offset).floor_()
+    return keep.index_fill_(0, shuffled.index_select(0, ids_of(bounds[1:] > bounds[:-1])), True)
 
 
 @final
@@ -232,6 +248,7 @@ class ImportanceSampling(PruningCallback):
             check_int("num_outputs", num_outputs, low=2)
             self.record_names = tuple(f"{_IMPORTANCE}_{c}" for c in range(num_outputs))
         self.floor = floor
+        self.shares_state = num_outputs is None
         self.num_outputs = num_outputs
 
     def setup_columns(self, registry: SampleTable) -> None:
@@ -258,21 +275,21 @@ class ImportanceSampling(PruningCallback):
     def select(self, registry: SampleTable, epoch: int, generator: torch.Generator) -> Selection:
         """Draw by importance, and weigh by the inverse of the chance."""
         ratio = ratio_at("prune_ratio", self.prune_ratio, registry.moment(epoch).progress)
-        k = count_kept(registry.num_samples, 1 - ratio)
+        k, part = count_kept(registry.num_samples, 1 - ratio), registry.part
         if epoch == 0 or k == registry.num_samples:
-            return Selection.all(registry.num_samples)
+            return Selection.all(len(part))
         importance = registry.column(_IMPORTANCE)
         if self.num_outputs is not None:
             importance = multiple_importance(importance.T)
         importance = first_where_unknown(importance, registry)
-        least = finite_mean(importance).float() * max(self.floor, _LEAST_FLOOR)
-        inclusion = importance_inclusion(torch.maximum(importance, least), k)
-        drawn = Selection.from_mask(_systematic_mask(inclusion, generator))
+        least = finite_mean(importance, part).float() * max(self.floor, _LEAST_FLOOR)
+        inclusion = importance_inclusion(torch.maximum(importance, least), k, part=part)
+        drawn = Selection.from_mask(_systematic_mask(inclusion, generator, part))
         return replace(drawn, weights=inclusion.index_select(0, drawn.indices).reciprocal_().float())
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Move the importance of the trained samples."""
-        importance = registry.column(_IMPORTANCE).view(-1, registry.num_samples)
+        importance = registry.column(_IMPORTANCE).view(-1, len(registry.part))
         new = torch.stack([record.extra[name] for name in self.record_names]).clamp_(min=0)
         moved = moving_average(importance.index_select(1, record.indices), new, 1 - self.smoothing)
         importance.index_copy_(1, record.indices, moved)

@@ -7,11 +7,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of, is_finite, sort_rows
+from lightning_prune.core.arrays import count_true, ids_of, is_finite, sort_rows
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
-from lightning_prune.core.plan import Selection, num_keep
+from lightning_prune.core.part import Part
+from lightning_prune.core.plan import Selection, num_keep, random_submask
 from lightning_prune.core.ratio import Ratio, RatioSetting, check_schedule, ratio_at
-from lightning_prune.core.rng import permutation, resolve_generator
+from lightning_prune.core.rng import resolve_generator
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.table import SampleTable
 from lightning_prune.methods._shared import is_annealing
@@ -20,6 +21,8 @@ from lightning_prune.trainer.callback import PruningCallback
 
 _CELLS = 128
 """Cells of equal count, and as many of equal width, among whose borders the best grouping is searched exactly."""
+_SKETCH = 1 << 20
+"""Values whose groups stand for those of all, where several processes share these."""
 _MAX_ITERATIONS = 10
 """Bound on Lloyd's refinement, which changes next to nothing from there."""
 
@@ -118,6 +121,7 @@ def seta(
     window_scale: float,
     *,
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Selection:
     """Drop a random share, group the rest by score, and keep the groups in a window that slides from epoch to epoch.
 
@@ -133,6 +137,8 @@ def seta(
         num_groups: Number of groups, at least 1; fewer where there are fewer distinct scores.
         window_scale: Share of the groups in the window, in (0, 1]; at least one group is.
         generator: CPU generator of the draws. None: a fresh one, seeded from the system's entropy.
+        part: Which part of the scores these are, where several processes share them; None: all. Groups are then those
+            of a million scores, evenly spaced by id; of all, where there are no more.
 
     Returns:
         Ascending ids on the device of ``scores``, unweighted.
@@ -157,29 +163,31 @@ def seta(
     check_int("num_groups", num_groups, low=1)
     check_ratio("window_scale", window_scale, closed_low=False, closed_high=True)
     generator = resolve_generator(generator)
-    drawn = random_subset(len(scores), num_keep(len(scores), 1 - prune_ratio), generator=generator)
+    part = Part.whole(len(scores)) if part is None else part
+    drawn = random_subset(part.total, num_keep(part.total, 1 - prune_ratio), generator=generator, part=part)
     indices = drawn.indices.to(scores.device)
     if epoch > 0:
         values = scores.index_select(0, indices)
-        inside = _in_window(values, epoch, num_groups, window_scale, generator)
+        inside = _in_window(values, epoch, num_groups, window_scale, generator, part.narrow(len(values)))
         indices = indices.index_select(0, ids_of(inside))
     return Selection(indices)
 
 
-def _in_window(values: Tensor, epoch: int, num_groups: int, window_scale: float, generator: torch.Generator) -> Tensor:
+def _in_window(
+    values: Tensor, epoch: int, num_groups: int, window_scale: float, generator: torch.Generator, part: Part
+) -> Tensor:
     """Return which values ``(m,)`` an epoch's window covers; non-finite ones always are."""
-    if count_nonfinite(values):
+    if part.sum(count_nonfinite(values)):
         finite = is_finite(values)
-        inside = torch.ones_like(finite)
-        if bool(finite.any()):
-            inside[finite] = _in_window(values[finite], epoch, num_groups, window_scale, generator)
+        inside, part = torch.ones_like(finite), part.narrow(count_true(finite))
+        if part.total:
+            inside[finite] = _in_window(values[finite], epoch, num_groups, window_scale, generator, part)
         return inside
-    starts = _group_starts(values, num_groups)
+    starts = _group_starts(part.sketch(values, _SKETCH), num_groups)
     if len(starts) == 0:  # all equal: groups at random
-        num_groups = min(num_groups, len(values))
-        first, end = _window(epoch, num_groups, window_scale)
-        groups = permutation(len(values), generator).to(values.device).long() * num_groups // len(values)
-        return (groups >= first) & (groups < end)
+        num_groups = min(num_groups, part.total)
+        first, end = (-(-part.total * group // num_groups) for group in _window(epoch, num_groups, window_scale))
+        return random_submask(torch.ones_like(values, dtype=torch.bool), end - first, generator, part)
     first, end = _window(epoch, len(starts) + 1, window_scale)
     inside = torch.ones_like(values, dtype=torch.bool)
     if first > 0:
@@ -218,6 +226,7 @@ class SeTa(PruningCallback):
         SeTa(prune_ratio=0.1, num_groups=5, window_scale=0.6, anneal_ratio=0.875)
     """
 
+    shares_state = True
     set_by_ratio = RatioSetting(
         pilots=(0.0, 0.5),
         bound="Its window alone leaves out the least share. Leave it out at this ratio, or give it with another "
@@ -252,7 +261,7 @@ class SeTa(PruningCallback):
         ratio = ratio_at("prune_ratio", self.prune_ratio, moment.progress)
         if is_annealing(moment, self.anneal_ratio):
             n = registry.num_samples
-            return random_subset(n, num_keep(n, 1 - ratio), generator=generator)
+            return random_subset(n, num_keep(n, 1 - ratio), generator=generator, part=registry.part)
         return seta(
             registry.scores,
             epoch - self.warmup_epochs,
@@ -260,4 +269,5 @@ class SeTa(PruningCallback):
             self.num_groups,
             self.window_scale,
             generator=generator,
+            part=registry.part,
         )

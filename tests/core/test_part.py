@@ -15,7 +15,8 @@ from lightning_prune.core.part import Part, Route
 from lightning_prune.core.plan import EpochPlan, Selection, random_submask
 from lightning_prune.core.rng import coins, make_generator, uniform
 from lightning_prune.core.stats import finite_mean
-from lightning_prune.functional import infobatch, orderdp
+from lightning_prune.functional import importance_inclusion, infobatch, orderdp, seta
+from lightning_prune.methods.importance_sampling import _systematic_mask
 from lightning_prune.methods.random import random_subset
 from lightning_prune.testing.processes import run_ranks, skip_without_fork
 from lightning_prune.testing.task import equal
@@ -48,7 +49,7 @@ def check_primitives(rank):
     @same_on_all_ranks
     @given(cases, st.floats(0, 1))
     def check(case, share):
-        num, seed, share_bad = case
+        num, seed, _ = case
         part, scores = Part.of(num, rank, WORLD), scores_of(*case)
         own = part.own(scores)
         assert part.sum(len(own)) == num
@@ -106,6 +107,43 @@ def check_rules(rank):
     check()
 
 
+def check_laws(rank):
+    """Rules whose draw depends on who shares it: what is exact of them, and the stated law of the rest."""
+
+    @same_on_all_ranks
+    @given(cases, st.floats(0, 0.9), st.integers(1, 6), st.integers(0, 3))
+    def check(case, ratio, groups, epoch):
+        num, seed, _ = case
+        part, scores = Part.of(num, rank, WORLD), scores_of(*case)
+        own = part.own(scores)
+        options = {"epoch": epoch, "prune_ratio": ratio, "num_groups": groups, "window_scale": 0.6}
+        whole = seta(scores, **options, generator=torch.Generator().manual_seed(seed))
+        shared = seta(own, **options, generator=torch.Generator().manual_seed(seed), part=part)
+        assert part.sum(len(shared)) == len(whole)  # up to a million scores, and where all are equal
+        assert part.sum(int(shared.indices.sum()) + part.start * len(shared)) == int(whole.indices.sum())
+        k = max(1, round((1 - ratio) * num))
+        inclusion = importance_inclusion(scores.abs(), k)
+        mine = importance_inclusion(own.abs(), k, part=part)
+        torch.testing.assert_close(mine, part.own(inclusion), rtol=1e-9, atol=1e-12)
+        mask = _systematic_mask(mine, torch.Generator().manual_seed(seed), part)
+        assert part.count(mask) == k
+        assert bool(mask[mine >= 1].all())
+
+    check()
+    num, draws = 90, 4000  # how often each is drawn, within five standard errors of its chance
+    part = Part.of(num, rank, WORLD)
+    inclusion = importance_inclusion(torch.linspace(0.2, 3, num), 40)
+    generator, times = torch.Generator().manual_seed(0), torch.zeros(len(part))
+    for _ in range(draws):
+        times += _systematic_mask(part.own(inclusion), generator, part)
+    own = part.own(inclusion)
+    assert bool(((times / draws - own).abs() <= 5 * (own * (1 - own) / draws).sqrt() + 1e-9).all())
+    values = torch.empty(30_000).exponential_(generator=torch.Generator().manual_seed(1))
+    part = Part.of(len(values), rank, WORLD)
+    sketch = part.sketch(part.own(values), 3000)
+    assert torch.equal(sketch, values[::10])
+
+
 def check_plans(rank):
     @same_on_all_ranks
     @given(cases, st.floats(0, 1), st.booleans(), st.booleans(), st.sampled_from([40, 1 << 24]))
@@ -135,7 +173,7 @@ def check_plans(rank):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("check", [check_primitives, check_rules, check_plans])
+@pytest.mark.parametrize("check", [check_primitives, check_rules, check_laws, check_plans])
 def test_three_processes_find_what_one_does(check, tmp_path):
     skip_without_fork()
     run_ranks(check, folder=tmp_path, world_size=WORLD)

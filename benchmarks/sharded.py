@@ -1,0 +1,209 @@
+"""A registry whose state is shared: bytes that each process keeps, bytes sent, and the time of an epoch's end.
+
+    python -m benchmarks.sharded --n 10000000 --ranks 2 4 --methods InfoBatch RandomPruning
+
+Processes of one machine, joined by gloo. Losses are synthetic: a function of the sample's id. Times are wall clock, of
+the process that takes longest: the end of a pruned epoch after its last step, the next selection with its plan, and
+drawing its batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.epoch_end import BATCH_SIZE, draw, make_method
+from benchmarks.measure import HEADER, ROOT, Row, environment, machine, one_thread
+from benchmarks.memory import reset_peak, resident, tensor_bytes
+from lightning_prune import ScoreRegistry
+from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.session import Session
+
+_LOT = 1 << 22
+
+
+class Sent(TorchDispatchMode):
+    """Adds up the bytes that this process sends to others; a sum or a copy is taken to go to each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.calls += 1
+            others, rank = torch.distributed.get_world_size() - 1, torch.distributed.get_rank()
+            name = func._schema.name.removeprefix("c10d::")
+            if name == "alltoall_base_":  # (output, input, group, output splits, input splits, ...)
+                rows = args[1].shape[0] - args[4][rank]
+                self.bytes += rows * args[1][:1].numel() * args[1].element_size()
+            elif name == "_allgather_base_":  # (output, input, ...)
+                self.bytes += others * args[1].numel() * args[1].element_size()
+            elif name == "allreduce_":  # (tensors, ...)
+                self.bytes += others * sum(value.numel() * value.element_size() for value in args[0])
+            else:
+                raise NotImplementedError(f"Expected a collective that is known, but got {func}: say what it sends.")
+        return func(*args, **(kwargs or {}))
+
+
+def losses_of(ids: Tensor) -> Tensor:
+    """Return losses as if drawn from an exponential distribution, a function of the ids; 63 % lie below the mean."""
+    return -torch.log1p(-(ids.double() * 0.6180339887498949 % 1).clamp_(max=1 - 1e-9)).float()
+
+
+def train(session: Session) -> None:
+    """Log the losses of the running epoch's samples, as its steps would."""
+    running = session.open_epoch
+    order = running.plan.order
+    for start in range(0, len(order), _LOT):
+        some = slice(start, min(start + _LOT, len(order)))
+        running.log[0, some] = losses_of(order[some])
+    running.batches_done = len(running.batch_sampler)
+
+
+def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[str, Any]:
+    """Return this process's figures of the end of a pruned epoch and of the plan of the next."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    gc.collect()
+    before = tensor_bytes()
+    session = Session(ScoreRegistry(sharded=True), make_method(name))
+    sampler = PlanSampler(n, shuffle=True, seed=0, rank=rank, world_size=world_size)
+    session.draw_from(PlanBatchSampler(sampler, BATCH_SIZE, drop_last=False))
+    session.table.max_epochs = 100
+    session.start(n, "cpu")
+    for _ in range(2):  # a full epoch, in which a method begins its averages, and a pruned one
+        session.begin_epoch()
+        train(session)
+        if session.table.epoch == 0:
+            session.end_epoch()
+    gc.collect()
+    torch.distributed.barrier()
+    held_before = resident()
+    reset_peak()
+    at_end, at_plan = Sent(), Sent()
+    start = time.perf_counter()
+    with at_end:
+        session.end_epoch()
+    ended = time.perf_counter()
+    with at_plan:
+        running = session.begin_epoch()
+    planned = time.perf_counter()
+    peak = resident(peak=True) - held_before
+    del running
+    gc.collect()
+    held = tensor_bytes() - before
+    drawing = time.perf_counter()
+    draw(session)
+    drawing = time.perf_counter() - drawing
+    plan = session.table.plan
+    assert plan is not None
+    columns = sum(v.nbytes for k, v in session.table.to_dict().items() if k not in ("indices", "losses", "counts"))
+    own_plan = plan.order.nbytes + (0 if plan.weights is None else plan.weights.nbytes)
+    figures = {
+        "held": held - own_plan - columns,
+        "plan": own_plan,
+        "columns": columns,
+        "peak": peak,
+        "process": resident(peak=True),
+        "kept": plan.length,
+        "sent_end": at_end.bytes,
+        "sent_plan": at_plan.bytes,
+        "calls": at_end.calls + at_plan.calls,
+        "end": ended - start,
+        "select": planned - ended,
+        "draw": drawing,
+    }
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return figures
+
+
+def run_ranks(name: str, n: int, world_size: int) -> list[dict[str, Any]]:
+    """Return what each rank's process found."""
+    env = environment() | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.sharded", "--rank-of", str(Path(folder) / "store"), name, str(n)]
+        processes = [
+            subprocess.Popen(
+                [*command, str(rank), str(world_size)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+            )
+            for rank in range(world_size)
+        ]
+        outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError("A rank failed; its error stands above.")
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def measure(*, n: int, ranks: list[int], methods: list[str]) -> list[Row]:
+    """Return the rows: bytes by sample of a process's part, bytes sent by trained sample, seconds."""
+    rows = []
+    for name in methods:
+        for world_size in ranks:
+            found = run_ranks(name, n, world_size)
+            part, kept = n / world_size, found[0]["kept"]
+            what = f"{name}, {world_size} processes"
+
+            def most(key: str, found: list[dict[str, Any]] = found) -> float:
+                return max(figures[key] for figures in found)
+
+            rows += [
+                Row(f"{what}: kept by each, per sample of its part", n, [most("held") / part], 15, unit="B"),
+                Row(f"{what}: and the plan, per sample of its part", n, [most("plan") / part], 8, unit="B"),
+                Row(f"{what}: and the method's columns, per sample of its part", n, [most("columns") / part], unit="B"),
+                Row(f"{what}: peak of an epoch's end and the next plan, over that", n, [most("peak") / part], unit="B"),
+                Row(f"{what}: memory of a process at its peak", n, [most("process") / 2**30], unit="GiB"),
+                Row(
+                    f"{what}: sent by all at an epoch's end, per trained sample",
+                    n,
+                    [sum(figures["sent_end"] for figures in found) / kept],
+                    16,
+                    unit="B",
+                ),
+                Row(
+                    f"{what}: sent by all for the next plan, per selected sample",
+                    n,
+                    [sum(figures["sent_plan"] for figures in found) / kept],
+                    unit="B",
+                ),
+                Row(f"{what}: collectives between two epochs", n, [most("calls")]),
+                Row(f"{what}: end of an epoch, wall clock", n, [most("end")], unit="s"),
+                Row(f"{what}: selection and plan, wall clock", n, [most("select")], unit="s"),
+                Row(f"{what}: drawing the batches, wall clock", n, [most("draw")], unit="s"),
+            ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=10_000_000, help="samples of all processes")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="numbers of processes")
+    parser.add_argument("--methods", nargs="+", default=["InfoBatch", "RandomPruning"], help="rows of benchmarks.run")
+    parser.add_argument("--rank-of", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    one_thread()
+    if arguments.rank_of:
+        store, name, *numbers = arguments.rank_of
+        n, rank, world_size = (int(number) for number in numbers)
+        print(json.dumps(run_rank(name, n, rank, world_size, store)))
+        return
+    print(", ".join(f"{key} {value}" for key, value in machine().items()), f"\n\n{HEADER}", sep="", flush=True)
+    for row in measure(n=arguments.n, ranks=arguments.ranks, methods=arguments.methods):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
