@@ -73,7 +73,7 @@ def fit(name, *, world_size=1, sharded=False, folder=None, ckpt_path=None, shuff
     if folder is not None:
         options["default_root_dir"] = folder
         callbacks += [
-            ModelCheckpoint(folder / "step", "{step}", every_n_train_steps=7, save_top_k=keep),
+            ModelCheckpoint(folder / "step", "{step}", every_n_train_steps=5, save_top_k=keep),
             ModelCheckpoint(folder / "end", "{step}", save_on_train_epoch_end=True, save_top_k=-1),
         ]
     if world_size > 1:

@@ -19,10 +19,10 @@ from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.sampler import EvenCuts, PlanBatchSampler
-from lightning_prune.core.shared_log import SharedLog
+from lightning_prune.core.shared_log import SharedLog, SharedWindows
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
-from lightning_prune.core.windows import Judge, judge_windows, window_runs
+from lightning_prune.core.windows import WholeWindows, Windows, window_runs
 
 _BATCHES_AT_ONCE = 64
 """Batches whose views of the weights and of the log are cut in one call: each on its own takes as long as the copy."""
@@ -55,22 +55,17 @@ class EpochRecord:
     asked: Tensor | None = None
     shared: SharedLog | None = None
 
-    def in_windows(self, name: str | None, num_steps: int, judge: Judge, dtype: torch.dtype) -> Tensor:
-        """Return what a rule says of the recorded samples ``(m,)``, on the CPU, window by window; collective.
+    def windows(self, name: str | None, num_steps: int) -> Windows:
+        """Return the recorded samples ``(m,)`` in their windows of steps, to be judged; collective.
 
         Args:
-            name: Which of ``extra`` it is told; None: the losses.
+            name: Which of ``extra`` a rule is told; None: the losses.
             num_steps: Steps in a window, from the epoch's first; the last one may have fewer.
-            judge: The rule, as `judge_windows` takes it.
-            dtype: What it returns.
         """
         if self.shared is not None:
-            judged = self.shared.in_windows(
-                0 if name is None else 1 + list(self.extra).index(name), num_steps, judge, dtype
-            )
-            return judged if self.recorded is None else judged[self.recorded]
-        values = self.losses if name is None else self.extra[name]
-        return judge_windows(values.cpu(), self.window_lengths(num_steps), judge, dtype)
+            row = 0 if name is None else 1 + list(self.extra).index(name)
+            return SharedWindows(self.shared, row, num_steps, self.recorded)
+        return WholeWindows(self.losses if name is None else self.extra[name], self.window_lengths(num_steps))
 
     def window_lengths(self, num_steps: int) -> Tensor:
         """Return how many recorded samples ``(w,)`` each window of steps has; those without any do not count."""

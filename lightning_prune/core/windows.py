@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import final
 
 import torch
 from torch import Tensor
@@ -54,6 +56,37 @@ def judge_windows(scores: Tensor, lengths: Tensor, judge: Judge, dtype: torch.dt
         rows[inside] = scores[positions]
         out[positions] = judge(rows, inside)[inside].to(dtype)
     return out
+
+
+class Windows(ABC):
+    """Samples of an epoch in the windows of steps in which they were trained."""
+
+    @abstractmethod
+    def judged(self, judge: Judge, dtype: torch.dtype) -> Tensor:
+        """Return what a rule says of each sample ``(m,)``, on the CPU; collective where processes share the state.
+
+        Args:
+            judge: The rule, as :func:`judge_windows` takes it.
+            dtype: What it returns.
+        """
+
+
+@final
+class WholeWindows(Windows):
+    """Those of a process that knows all samples.
+
+    Args:
+        scores: Scores ``(m,)``, window after window.
+        lengths: Lengths ``(w,)`` of the windows.
+    """
+
+    def __init__(self, scores: Tensor, lengths: Tensor) -> None:
+        self.scores = scores.cpu()
+        self.lengths = lengths
+
+    def judged(self, judge: Judge, dtype: torch.dtype) -> Tensor:
+        """Return what a rule says of each sample ``(m,)``, on the CPU."""
+        return judge_windows(self.scores, self.lengths, judge, dtype)
 
 
 def _alike(lengths: Tensor) -> Iterator[slice | Tensor]:

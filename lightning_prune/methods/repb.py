@@ -18,7 +18,7 @@ from lightning_prune.core.rng import resolve_generator, uniform
 from lightning_prune.core.stats import surely_finite
 from lightning_prune.core.step import StepRecord
 from lightning_prune.core.table import SampleTable
-from lightning_prune.core.windows import Judge, judge_windows, window_runs
+from lightning_prune.core.windows import Judge, WholeWindows, Windows, judge_windows, window_runs
 from lightning_prune.methods._shared import output_grad_norm
 from lightning_prune.methods._water_filling import water_fill
 from lightning_prune.trainer.callback import PruningCallback
@@ -332,7 +332,8 @@ class RePB(PruningCallback):
         if part.sum(len(record.indices)) == 0:
             return
         selected = registry.selected
-        low = self._judge(registry, record, _low, torch.bool)
+        windows = self._windows(registry, record)
+        low = windows.judged(_low, torch.bool)
         unanswered, num_low = registry.unanswered, part.count(low)
         if unanswered is not None:
             num_low += part.count(unanswered & selected)
@@ -342,7 +343,7 @@ class RePB(PruningCallback):
         if unanswered is not None:
             chance.masked_fill_(unanswered, 1 - ratio)
         if self.rule == "importance":
-            chances = self._judge(registry, record, partial(_chances, ratio), torch.float32)
+            chances = windows.judged(partial(_chances, ratio), torch.float32)
             chance.scatter_(0, record.indices, chances.to(chance.device))
         else:
             chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
@@ -366,14 +367,14 @@ class RePB(PruningCallback):
             registry.column(_SINCE)[known:] = registry.state[_EPOCHS].to(torch.int32) - 1
             registry.state[_KNOWN].fill_(num_samples)
 
-    def _judge(self, registry: SampleTable, record: EpochRecord, judge: Judge, dtype: torch.dtype) -> Tensor:
-        """Return what a rule says of the recorded samples ``(m,)``, on the CPU, given their windows."""
+    def _windows(self, registry: SampleTable, record: EpochRecord) -> Windows:
+        """Return the recorded samples ``(m,)`` in their windows, by their scores."""
         if self.score == "grad_norm":
-            return record.in_windows("grad_norm", self.window_batches, judge, dtype)
+            return record.windows("grad_norm", self.window_batches)
         if registry.ranks_by_losses:
-            return record.in_windows(None, self.window_batches, judge, dtype)
+            return record.windows(None, self.window_batches)
         scores = registry.scores.index_select(0, record.indices)
-        return judge_windows(scores.cpu(), record.window_lengths(self.window_batches), judge, dtype)
+        return WholeWindows(scores, record.window_lengths(self.window_batches))
 
     def _ratio(self, num_samples: int, num_trained: int, num_low: int, progress: float = 0.0) -> float:
         """Return the probability to leave or stay away, so that the next epoch keeps the target if there is one.
