@@ -164,6 +164,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     add_seeds(parser, 3)
     parser.add_argument("--methods", nargs="*", help="only these")
+    both = ["right", "noisy"]
+    parser.add_argument("--labels", nargs="*", choices=both, default=both, help="only these")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -178,7 +180,8 @@ def main() -> None:
         images, targets = data.train.tensors
         generator = torch.Generator().manual_seed(seed)
         noisy, flipped = inject_label_noise(targets, "symmetric", NOISE, 10, generator=generator)
-        for labels, train in (("right", data.train), ("noisy", TensorDataset(images, noisy))):
+        trains = {"right": data.train, "noisy": TensorDataset(images, noisy)}
+        for labels, train in ((labels, trains[labels]) for labels in args.labels):
             full[labels].append(accuracy(fit(train, seed + 100, args.epochs), data.held_out))
             runs = score(train, seed, args.epochs)
             for name, ratio in product([name for name in runs if name in (args.methods or runs)], RATIOS):
@@ -188,12 +191,14 @@ def main() -> None:
                 if labels == "noisy":
                     share = float(flipped[run.choose(len(noisy)).indices].float().mean())
                     wrong.setdefault(name, {}).setdefault(ratio, []).append(share)
-    print(f"Full data: {statistics.mean(full['right']):.1f} %. Means ± standard deviations over {args.seeds} seeds.\n")
-    print("\n".join(table("test accuracy, %", accuracies["right"], 1)), end="\n\n")
-    print("\n".join(table(f"wrong labels among the kept, {NOISE:.0%} in all", wrong, 2)), end="\n\n")
-    print(f"Full data: {statistics.mean(full['noisy']):.1f} %.\n")
-    print("\n".join(table(f"test accuracy, %, {NOISE:.0%} wrong labels", accuracies["noisy"], 1)))
-    print(f"\n{time.process_time() - start:.0f} s of CPU time.")
+    print(f"Means ± standard deviations over {args.seeds} seeds.\n")
+    for labels in args.labels:
+        print(f"Full data: {statistics.mean(full[labels]):.1f} %.\n")
+        if labels == "noisy":
+            print("\n".join(table(f"wrong labels among the kept, {NOISE:.0%} in all", wrong, 2)), end="\n\n")
+        kind = "" if labels == "right" else f", {NOISE:.0%} wrong labels"
+        print("\n".join(table(f"test accuracy, %{kind}", accuracies[labels], 1)), end="\n\n")
+    print(f"{time.process_time() - start:.0f} s of CPU time.")
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ WEIGHTS = {
     "imagenet_swin_t_orderdp": 28_288_354,
     "imagenet_vit_b_mae_pretrain_orderdp": 111_907_840,
     "imagenet_vit_b_mae_finetune_orderdp": 86_567_656,
+    "webvision50_infobatch": 55_843_464 - 1_537_000 + 76_850,  # of a head of 1,000 classes, and of 50
+    "clothing1m_infobatch": 23_508_032 + 28_686,
     "news_alignprune": 4800 * 1200 + 1200 * 3 + 1200 * 300 + 300 * 3 + 300 * 7 + 7,
 }
 """Weights of the networks as published: PyTorch's and timm's tables, MAE's code, Co-teaching+'s code."""
@@ -196,7 +198,7 @@ def test_the_network_of_a_yaml_is_the_papers(name):
     path = next((ROOT / "examples").glob(f"*/**/{name}.yaml"))
     given = yaml.safe_load(path.read_text())["model"]
     module, _, cls = given["class_path"].rpartition(".")
-    arguments = given["init_args"] | {name: None for name in ("encoder",) if name in given["init_args"]}
+    arguments = given["init_args"] | {name: None for name in ("encoder", "pretrained") if name in given["init_args"]}
     arguments |= {name: 0 for name in ("mixup", "cutmix") if name in arguments}  # their numbers have no meaning there
     with torch.device("meta"):
         model = getattr(importlib.import_module(module), cls)(**arguments)
