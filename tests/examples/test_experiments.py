@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from examples.digits import static
-from examples.digits.task import DigitsData
+from examples.digits.task import DigitsData, DigitsModel
 from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
 from examples.experiments.analysis import surrogate, unbiasedness
@@ -264,6 +264,7 @@ def test_phases_are_means_of_the_epochs_in_them(monkeypatch, capsys):
 def test_what_the_methods_of_the_phases_save(monkeypatch):
     """OrderDP trains 39 % of the samples in each epoch, monitored."""
     monkeypatch.setattr(phases, "EPOCHS", 2)
+    monkeypatch.setattr(phases, "DigitsModel", lambda width: DigitsModel(width=2))
     found = phases.run("OrderDP", 0.61, 0)
     assert found["accuracy"].shape == found["norm"].shape == (2,)
     assert float(found["saved"]) == pytest.approx(0.61, abs=0.01)

@@ -204,8 +204,7 @@ def test_the_mean_over_checkpoints(config, capsys):
     assert "Expected `checkpoints` or `ckpt_path`, but got both" in message
 
 
-@pytest.mark.parametrize("by", ["--ckpt_path=a.ckpt", '--checkpoints=["a.ckpt"]'])
-def test_influence_on_the_loss_is_on_that_of_the_validation_set(config, by):
+def test_influence_on_the_loss_is_on_that_of_the_validation_set(config):
     """Of the first of its loaders; a module without one has the training set looked at."""
     torch.manual_seed(7)
     model = ValidatedModel()
@@ -216,7 +215,8 @@ def test_influence_on_the_loss_is_on_that_of_the_validation_set(config, by):
     )
     by_the_loss = {"kind": "loss", "generator": torch.Generator().manual_seed(0)}
     shown = {f"val_{name}": getattr(held_out, name) for name in ("logits", "features", "targets")}
-    for name, given in (("ValidatedModel", shown), ("CommandModel", {})):
+    one, several = "--ckpt_path=a.ckpt", '--checkpoints=["a.ckpt"]'
+    for name, given, by in (("ValidatedModel", shown, several), ("CommandModel", {}, one)):
         arguments = ["--method=Influence", "--method_args.kind=loss", "--save_to=a.npz", "--overwrite=true", by]
         score(config, f"--model={__name__}.{name}", *arguments)
         expected = influence(train.logits, train.features, train.targets, **by_the_loss, **given)
