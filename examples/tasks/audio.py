@@ -83,8 +83,9 @@ class SpectrogramClassifier(WeightedLossMixin, L.LightningModule):
 
     def spectrograms(self, waves: Tensor) -> Tensor:
         """Return logarithms of power ``(B, frames, bands)`` of waves ``(B, 16000)``, normalised one by one."""
-        spectra: Tensor = torch.stft(waves, FRAME, HOP, window=self.window, return_complex=True).abs().square()
-        logs = (spectra.transpose(1, 2) @ self.bands).clamp(min=1e-10).log()
+        with torch.autocast(waves.device.type, enabled=False):  # a product in bfloat16 would be too coarse
+            spectra: Tensor = torch.stft(waves, FRAME, HOP, window=self.window, return_complex=True).abs().square()
+            logs = (spectra.transpose(1, 2) @ self.bands).clamp(min=1e-10).log()
         return (logs - logs.mean((1, 2), keepdim=True)) / (logs.std((1, 2), keepdim=True) + 1e-5)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

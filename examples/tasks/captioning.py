@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
-from examples.tasks.texts import PAD, VOCABULARY, ImagesWithTexts, ImageTextData
+from examples.tasks.texts import END, PAD, VOCABULARY, ImagesWithTexts, ImageTextData
 from lightning_prune import WeightedLossMixin
 
 
@@ -71,7 +71,8 @@ class ImageToText(WeightedLossMixin, L.LightningModule):
         super().__init__()
         self.lr = lr
         encoder = ViTModel(ViTConfig(image_size=size, **(encoder_args or {})), add_pooling_layer=False)
-        given = {"vocab_size": VOCABULARY, "add_cross_attention": True, **(decoder_args or {})}
+        ids = {"vocab_size": VOCABULARY, "bos_token_id": PAD, "eos_token_id": END}
+        given = {**ids, "add_cross_attention": True, **(decoder_args or {})}
         self.net = VisionEncoderDecoderModel(encoder=encoder, decoder=GPT2LMHeadModel(GPT2Config(**given)))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

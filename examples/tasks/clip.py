@@ -67,7 +67,7 @@ class CLIP(WeightedLossMixin, L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, tokens = batch
-        logits = self.net(pixel_values=images, input_ids=tokens, attention_mask=tokens != PAD).logits_per_image
+        logits = self.net(pixel_values=images, input_ids=tokens).logits_per_image  # causal: no mask of the padding
         own = torch.arange(len(logits), device=logits.device)
         find_text = F.cross_entropy(logits, own, reduction="none")
         find_image = F.cross_entropy(logits.T, own, reduction="none")

@@ -38,7 +38,7 @@ class FixMatch(WeightedLossMixin, L.LightningModule):
         model_args: Further arguments of it.
         cifar_stem: That of ResNets on images of 32 x 32.
         threshold: Confidence from which on a guess is trained on.
-        flexible: FlexMatch: a threshold of each class, lower where few samples are guessed to be of it.
+        flexible: FlexMatch: a threshold of each class, lower where few guesses, of this device, are of it.
         num_unlabelled: Number of unlabelled samples.
         lr: Learning rate of SGD.
     """

@@ -4,8 +4,8 @@
 divergence of its code from the prior. Both are sums over the image, as in the paper, not means over pixels: their
 ratio is the objective. ``weighted_loss`` takes them by name and adds them up per sample.
 
-**Pruning** leaves out images whose bound is tight already. The noise of the code differs from epoch to epoch; it moves
-a sample's loss by far less than samples differ.
+**Pruning** leaves out images with a small sum: those reconstructed well, and those with few uncertain pixels. The noise
+of the code is drawn anew in each epoch, and is part of a sample's score.
 
 Data: ``root/MNIST/raw/train-images-idx3-ubyte`` and the other three files, downloaded if missing.
 """

@@ -7,6 +7,8 @@ registry holds in the end must be the last of these for each sample.
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -332,6 +334,11 @@ def test_task(name, fit, tmp_path, monkeypatch):
     assert watch.without == set()
     assert bool(watch.missing) == (name in ("fixmatch", "flexmatch"))
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
+
+
+def test_bytes_as_tokens():
+    failed, tried = doctest.testmod(importlib.import_module("examples.tasks.texts"))
+    assert (failed, tried) == (0, 1)
 
 
 def test_an_empty_folder_is_named(tmp_path):
