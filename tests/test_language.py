@@ -25,7 +25,8 @@ AMERICAN = re.compile(
 )
 RIDDLES = re.compile(
     r"who has left|\bdear(?:er|est)\b|\bever after\b|\blikewise\b|\bhas not got\b|\bhave not got\b|\bwhom\b|\bare but\b"
-    r"|\bis warned (?:of|about)\b|\bfor good\b|\blest\b|\bmeets all\b|\bit is all the same\b|\bso be it\b",
+    r"|\bis warned (?:of|about)\b|\bfor good\b|\blest\b|\bmeets all\b|\bit is all the same\b|\bso be it\b"
+    r"|\bunlike there\b|\breckon\w*",
     re.I,
 )
 """Turns that readers stumbled over: old words, and sentences that have to be read twice."""

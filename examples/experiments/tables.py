@@ -23,7 +23,7 @@ import yaml
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
-from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
+from examples.experiments import advised, analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
 from examples.experiments.noise import NoisyDigits
 from examples.experiments.training import quiet
@@ -210,6 +210,10 @@ CELLS = {
     "fewer_epochs": Cell(
         EXPERIMENTS, "Fewer epochs instead", ("digits, 6 of 20",), "val_accuracy",
         from_yaml(DIGITS, None, "--trainer.max_epochs=6"),
+    ),
+    "advised": Cell(
+        EXPERIMENTS, "Where a choice", ("little learnt", "RandomPruning"), "val_accuracy",
+        from_yaml(DIGITS, None, *advised.arguments("little learnt", "RandomPruning")),
     ),
     "repb": Cell(EXPERIMENTS, "(b)", ("RePB",), "val_accuracy", from_yaml(DIGITS, of_file("repb.yaml", "RePB"))),
     "orderdp": Cell(

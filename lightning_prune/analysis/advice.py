@@ -23,8 +23,6 @@ NOISY = 0.1
 """Share of suspected labels from which an aligned method is named."""
 LEAST_STABILITY = 0.2
 """Rank correlation of two epochs' losses below which a loss says nothing of the next epoch's."""
-FEWEST = 0.5
-"""Share of the epochs above which fewer epochs of all data are worth no less than pruning what is not learnt yet."""
 EASY = 0.25
 """A sample is learnt when its loss is below that share of the first epoch's mean."""
 
@@ -41,7 +39,7 @@ class Findings:
         below_mean: Share of the samples whose loss is below the mean.
         stability: Spearman's correlation of the last two epochs' losses.
         noise: Share of the labels that are suspected to be wrong; None: the training step passes no logits and targets.
-        imbalance: Samples of the largest class, over those of the smallest; None: likewise.
+        imbalance: Samples of the largest class, over those of the smallest; None: as for ``noise``.
     """
 
     max_epochs: int
@@ -144,13 +142,14 @@ def find(
 def advise(findings: Findings, save: float) -> Advice:
     """Name a method that saves a share of the run, or say that the epochs should be fewer instead.
 
-    1. Labels suspected to be wrong: AlignPrune without rescaling; rules that keep high losses keep the wrong labels.
-    2. Losses that do not tell of the next epoch's: no pruning, as a choice by them is a random one. Fewer learnt
-       samples than are to be left out, while half of the epochs or more would remain: no pruning either. What is left
-       out is then training that is missing, and fewer epochs of all data miss no more. With fewer epochs than that
-       the schedule has no time, and choosing pays (on glyphs at 70 %: by 3 points).
+    1. Losses that do not tell of the next epoch's: no pruning, as a choice by them is a random one. All data for fewer
+       epochs cost as much, and need no method.
+    2. Labels suspected to be wrong: AlignPrune without rescaling; rules that keep high losses keep the wrong labels.
     3. A saving within InfoBatch's reach: InfoBatch, whose gradient is unbiased, and which has nothing to tune.
     4. Else OrderDP, which leaves out exactly what it is asked for; RePB, which re-weighs, if classes are unequal.
+
+    Where fewer samples are learnt than are to be left out, accuracy will be lost; the reasons say so. All data for
+    fewer epochs lose as much or more (docs/experiments.md).
 
     Args:
         findings: What a probe found.
@@ -171,6 +170,14 @@ def advise(findings: Findings, save: float) -> Advice:
             f"Expected `save` that a method can reach in {findings.max_epochs} epochs, at most "
             f"{max(reaches.values()):.3f}, but got {save:g}."
         )
+    if findings.stability < LEAST_STABILITY:
+        reason = (
+            f"The losses of two epochs have a rank correlation of {findings.stability:.2f}, below {LEAST_STABILITY}: "
+            "the easy samples of one epoch are not those of the next, so no method can choose by them. All data "
+            "for fewer epochs cost as much."
+        )
+        mend = "If the model does not learn, mend that first, for example by a lower learning rate."
+        return Advice(None, [reason, mend], reaches)
     if findings.noise is not None and findings.noise >= NOISY:
         window = max(4, min(10, findings.max_epochs // 4))
         later = 1 - window / findings.max_epochs
@@ -184,30 +191,15 @@ def advise(findings: Findings, save: float) -> Advice:
             f"Its base is {base}, " + ("which is unbiased." if base == "InfoBatch" else "which can save that much."),
         ]
         return Advice(_budget(save, {"class_path": "AlignPrune", "init_args": arguments}), reasons, reaches)
-    if findings.stability < LEAST_STABILITY:
-        reason = (
-            f"The losses of two epochs have a rank correlation of {findings.stability:.2f}, below {LEAST_STABILITY}: "
-            "the easy samples of one epoch are not those of the next, so no method can choose by them."
-        )
-        return Advice(None, [reason], reaches)
-    if findings.easy < save and 1 - save >= FEWEST:
-        reason = (
-            f"Only {findings.easy:.0%} of the samples are learnt at the probe's end, and {save:.0%} would be left out: "
-            "what is saved would be training that is missing, and fewer epochs of all data miss no more."
-        )
-        return Advice(None, [reason], reaches)
     stable = f"rankings are stable (correlation {findings.stability:.2f})"
-    if findings.easy < save:
+    learnt = f"{findings.easy:.0%} of the samples are learnt at the probe's end"
+    if findings.easy >= save:
+        reasons = [f"{learnt}, more than the {save:.0%} to be left out, and {stable}."]
+    else:
         reasons = [
-            f"Only {findings.easy:.0%} of the samples are learnt at the probe's end, and {save:.0%} are to be left "
-            f"out: accuracy will be lost. All data for {1 - save:.0%} of the epochs lost more in our tables, and "
-            f"{stable}.",
+            f"Only {learnt}, and {save:.0%} are to be left out: accuracy will be lost. In our tables, all data for "
+            f"{1 - save:.0%} of the epochs lost as much or more; {stable}."
         ]
-        return Advice(_budget(save, {"class_path": "OrderDP"}), [*reasons, _ORDERDP], reaches)
-    reasons = [
-        f"{findings.easy:.0%} of the samples are learnt at the probe's end, more than the {save:.0%} to be left out, "
-        f"and {stable}.",
-    ]
     if save <= reaches["InfoBatch"]:
         reasons.append(
             f"InfoBatch can save up to {reaches['InfoBatch']:.0%} here, its gradient is unbiased, and it has nothing "
