@@ -60,6 +60,9 @@ class EmulatedTensor(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return EmulatedTensor, (self.raw,)  # comes back to the device
+
     def __repr__(self) -> str:
         return f"EmulatedTensor({self.raw})"
 

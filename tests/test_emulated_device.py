@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prune import ScoreRegistry
+from lightning_prune import InfoBatch, LabelIssues, PruningMonitor, PruningReport, ScoreRegistry, scoring
+from lightning_prune.scoring import ScoreRecorder
+from lightning_prune.testing.method import checkpointing, step_of
 from lightning_prune.testing.processes import fork
 from tests import contract, emulated_streams
 from tests.helpers import Model, make_loader, make_trainer
-from tests.processes import python
+from tests.processes import ROOT, python
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs torch 2.9"
@@ -69,6 +71,61 @@ def train(method, **trainer):
     }
 
 
+TRACKERS = ["TDDS", "AUM", "EL2N", "Forgetting", "DynUnc"]
+STEP_HOOKS = ("on_train_batch_start", "on_before_backward", "on_train_batch_end")
+
+
+def watched(callback, into):
+    """Count what a callback's hooks of a step wait for."""
+    from tests.emulated_device import counted
+
+    def watch(hook):
+        def call(*args):
+            with counted(into):
+                return hook(*args)
+
+        return call
+
+    for name in STEP_HOOKS:
+        setattr(callback, name, watch(getattr(callback, name)))
+    return callback
+
+
+def beside(folder, ckpt_path=None, **trainer):
+    """Train with all that looks on; return what each of them knows, by name, and what their steps waited for."""
+    trackers = [getattr(scoring, name)(**({"window": 3} if name in ("TDDS", "DynUnc") else {})) for name in TRACKERS]
+    recorder, issues, report = ScoreRecorder(trackers), LabelIssues(), PruningReport(folder / "report.md")
+    registry, monitor, steps = ScoreRegistry(), PruningMonitor(), Counter()
+    saves = [] if ckpt_path else checkpointing(folder)
+    callbacks = [watched(one, steps) for one in (registry, InfoBatch(seed=2), recorder, issues, monitor, report)]
+    run = make_trainer(*callbacks, *saves, max_epochs=EPOCHS, enable_checkpointing=bool(saves), **trainer)
+    model = Model()
+    run.fit(model, make_loader(NUM_SAMPLES, 10), ckpt_path=ckpt_path, weights_only=False)
+    parts = {
+        "table": registry.to_dict(),
+        "weight": model.state_dict(),
+        "score": {name: tracker.compute() for name, tracker in zip(TRACKERS, trackers, strict=True)},
+        "issue": issues.issues(),
+        "report": report.history.columns(),
+        "metric": {name: value for name, value in run.callback_metrics.items() if "seconds" not in name},
+    }
+    found = {f"{part} {name}": value.cpu() for part, values in parts.items() for name, value in values.items()}
+    return {"found": found, "steps": dict(steps)}
+
+
+def train_beside(folder, where):
+    """Return a run that others look on, and what it ends as when it is resumed in the middle of an epoch.
+
+    Args:
+        folder: Where checkpoints go.
+        where: Makes arguments of a Trainer that say on which device.
+    """
+    whole = beside(folder, **where())
+    middle = sorted(folder.glob("step/*.ckpt"), key=step_of)[15]
+    held = torch.load(middle, weights_only=False)["callbacks"]["ScoreRegistry"]["losses"]
+    return {"whole": whole, "resumed": beside(folder, middle, **where()), "saved on": held.device.type}
+
+
 def train_all(folder):
     from tests.emulated_device import on_device
 
@@ -78,6 +135,8 @@ def train_all(folder):
             continue
         torch.save(train(contract.make(case)), folder / f"{case} cpu.pt")
         torch.save(train(contract.make(case), **on_device()), folder / f"{case} emulated.pt")
+    for name, where in (("cpu", dict), ("emulated", on_device)):
+        torch.save(train_beside(folder / f"beside {name}", where), folder / f"beside {name}.pt")
     for name in emulated_streams.CASES:
         torch.save(emulated_streams.train(name), folder / f"{name} cpu.pt")
         torch.save(emulated_streams.train(name, **on_device()), folder / f"{name} emulated.pt")
@@ -113,14 +172,29 @@ def test_no_step_waits(runs, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_an_epoch_waits_for(runs, case):
-    """Between two epochs: a few copies of O(n), for the loader draws on the host, and a constant number of scalars."""
+    """Between two epochs: at most the copies of O(n), for the loader draws on the host, and values that are stated."""
+    text = (ROOT / "docs" / "performance.md").read_text()
+    copies, values = map(int, re.search(rf"(?m)^\| {case} \| (\d+) \| (\d+) \|$", text).groups())
     turns = runs[f"{case} emulated"]["turns"]
     for end, start in zip(turns[1::2], turns[2::2], strict=False):
         total = Counter(end) + Counter(start)
         sizes = [int(size) for name in total for size in re.findall(r"copy of (\d+)", name) for _ in range(total[name])]
-        copies, scalars = {"RePB": (4, 45), "Budget": (16, 180)}.get(case.split(",")[0], (3, 45))
-        assert sum(size >= WORDS for size in sizes) <= copies  # a budget asks its base up to sixteen times
-        assert total.total() <= scalars
+        assert sum(size >= WORDS for size in sizes) <= copies
+        assert total.total() <= values
+
+
+def test_scores_labels_monitor_report_and_resume(runs):
+    """All that looks on knows what it knows on the CPU, makes no step wait, and goes on from a checkpoint."""
+    here, there = runs["beside cpu"], runs["beside emulated"]
+    assert there["saved on"] == "cpu"  # a checkpoint loads anywhere
+    found = there["whole"]["found"]
+    assert (
+        here["whole"]["found"].keys() == found.keys() >= {"score TDDS", "issue score", "table losses", "report times"}
+    )
+    for name, values in here["whole"]["found"].items():
+        torch.testing.assert_close(found[name], values, equal_nan=True, msg=name)
+        torch.testing.assert_close(there["resumed"]["found"][name], found[name], rtol=0, atol=0, equal_nan=True)
+    assert there["whole"]["steps"] == there["resumed"]["steps"] == {}
 
 
 @pytest.mark.parametrize("name", emulated_streams.CASES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,3 +58,25 @@ def kth_lowest(values: Tensor, k: int) -> Tensor:
 def lowest(values: Tensor, k: int) -> Tensor:
     """Return the k lowest ``(k,)`` of values ``(n,)`` without NaN, in any order."""
     return partition(values, k - 1)[:k]
+
+
+def to_host(*values: Tensor) -> Callable[[], list[Tensor]]:
+    """Start to copy values to the CPU; what is returned waits for the copies, and returns them.
+
+    What a GPU copies goes to pinned memory, while the host goes on. Values on the CPU are returned as they are.
+    """
+    copies = [_start_copy(value) for value in values]
+    events = [torch.cuda.current_stream(value.device).record_event() for value in values if value.is_cuda]
+
+    def wait() -> list[Tensor]:
+        for event in events:
+            event.synchronize()
+        return copies
+
+    return wait
+
+
+def _start_copy(values: Tensor) -> Tensor:
+    if not values.is_cuda:
+        return values.cpu()
+    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of, is_ascending
+from lightning_prune.core.arrays import ids_of, is_ascending, to_host
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.draw import regroup
 from lightning_prune.core.part import Part
@@ -205,15 +205,17 @@ class EpochPlan:
         """Order a selection: a fresh permutation for each (seed, epoch) if ``shuffle``, else ascending."""
         k, top = len(selection), selection.ends[1]
         dtype = torch.int32 if top < 2**31 else torch.int64
-        weights = None if selection.weights is None else selection.weights.cpu()
-        if shuffle:
-            picks = Shuffle(k, seed, epoch).order()
-        elif selection.ascending:
-            return cls(epoch, selection.indices.to("cpu", dtype), weights, world_size)
-        else:
-            picks = selection.indices.cpu().argsort()
         everything = selection.ascending and top == k - 1  # then ids are positions
-        order = picks if everything else selection.indices.to("cpu", dtype).index_select(0, picks)
+        ids = selection.indices[:0] if everything and shuffle else selection.indices
+        copies = to_host(ids.to(dtype), *([] if selection.weights is None else [selection.weights]))
+        picks = Shuffle(k, seed, epoch).order() if shuffle else None
+        ids, *given = copies()
+        weights = given[0] if given else None
+        if picks is None:
+            if selection.ascending:
+                return cls(epoch, ids, weights, world_size)
+            picks = ids.argsort()
+        order = picks if everything else ids.index_select(0, picks)
         return cls(epoch, order.to(dtype), None if weights is None else weights.index_select(0, picks), world_size)
 
     @classmethod
@@ -240,7 +242,9 @@ class EpochPlan:
             drop_last: Length below which a last batch is left out, unless it is the only one.
         """
         full_batches = 0 if lengths is None else len(lengths)
-        kept = selection.mask(num_samples).cpu().index_select(0, drawn)
+        weighed = [] if selection.weights is None else [selection.indices, selection.weights]
+        mask, *weighed = to_host(selection.mask(num_samples), *weighed)()
+        kept = mask.index_select(0, drawn)
         order = drawn if bool(kept.all()) else drawn[kept]
         if lengths is not None and len(order) < len(drawn):
             drawn_lengths, lengths = lengths, _left_of(lengths, kept)
@@ -249,9 +253,9 @@ class EpochPlan:
             if len(lengths) > 1 and int(lengths[-1]) == 1 < int(drawn_lengths.min()) and int(lengths[-2]) > 2:
                 lengths[-2:] += torch.tensor([-1, 1])  # BatchNorm cannot train on one sample
         weights = None
-        if selection.weights is not None:
+        if weighed:
             by_id = torch.ones(num_samples, dtype=torch.float32)
-            weights = by_id.index_copy_(0, selection.indices.cpu(), selection.weights.cpu()).index_select(0, order)
+            weights = by_id.index_copy_(0, *weighed).index_select(0, order)
         order = order.to(torch.int32 if num_samples <= 2**31 else torch.int64)
         return cls(epoch, order, weights, world_size, lengths, len(drawn), full_batches, selection)
 

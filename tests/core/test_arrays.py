@@ -73,3 +73,20 @@ def test_what_numpy_cannot_read(values):
     assert arrays.is_less(values, values[0]).tolist() == [False, True]
     assert arrays.kth_lowest(values, 1) == 1
     assert arrays.sort_rows(values).tolist() == [1, 2]
+
+
+def test_copies_to_the_host():
+    """On the CPU there is nothing to copy; from a GPU, all are there once they were waited for, pinned."""
+    first, second = torch.arange(5), torch.rand(3)
+    copies = arrays.to_host(first, second)()
+    assert copies[0] is first
+    assert copies[1] is second
+    assert arrays.to_host()() == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_of_a_gpu_are_pinned():
+    values = [torch.arange(1_000_000, device="cuda"), torch.rand(1_000_000, device="cuda")]
+    copies = arrays.to_host(*values)()
+    assert all(copy.is_pinned() for copy in copies)
+    assert all(torch.equal(copy, value.cpu()) for copy, value in zip(copies, values, strict=True))
