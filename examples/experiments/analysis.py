@@ -6,6 +6,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def by_part(histories: list[list[dict[str, float]]], key: str) -> list[str]:
     return cells
 
 
+@cache
 def surrogate() -> str:
     """D.2: the weights of the surrogate loss."""
     rows = []
@@ -86,6 +88,7 @@ def surrogate() -> str:
     return limit + "\n" + table([*header, "share of the hardest 10 %", "of 25 %", "of 50 %"], rows)
 
 
+@cache
 def unbiasedness() -> str:
     """The expected weighted sum of losses over a selection, against the sum over all samples."""
     losses = torch.rand(1000, generator=torch.Generator().manual_seed(0)) ** 4

@@ -14,11 +14,10 @@ from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
 from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
-from examples.experiments.analysis import surrogate, unbiasedness
 from examples.experiments.hard_and_noisy import WINDOW, alignment, curves, groups_of
 from examples.experiments.noise import NoisyDigits, Setting, align, reference_ids
 from examples.experiments.repb_ablation import RePBWithoutResampling, RePBWithoutRescaling, RePBWithoutWindows
-from examples.experiments.reporting import spread, table
+from examples.experiments.reporting import spread
 from examples.experiments.run import EXPERIMENTS
 from lightning_prune import AlignPrune, InfoBatch, PruningMonitor, RePB
 from lightning_prune.compare.main import _resolve
@@ -167,14 +166,6 @@ def test_every_experiment_takes_seeds_and_a_first_seed(module, monkeypatch, caps
     with pytest.raises(SystemExit):
         module.main()
     assert "argument --seeds: Expected a number of at least 1, but got 0." in capsys.readouterr().err
-
-
-def test_tables_of_the_analyses():
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
-    lines = surrogate().splitlines()
-    assert [line.split("|")[3].strip() for line in lines[-6:]] == ["10.00", "3.33", "2.00", "1.43", "1.11", "1.00"]
-    z = [abs(float(line.split("|")[3])) for line in unbiasedness().splitlines()[2:]]
-    assert [value < 5 for value in z] == [True, True, True, False, False, True, False, True]  # RePB's at its start
 
 
 def test_curves_of_hard_and_mislabelled_samples():

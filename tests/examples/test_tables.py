@@ -7,6 +7,8 @@ import re
 import pytest
 import torch
 
+from examples.experiments.analysis import surrogate, unbiasedness
+from examples.experiments.reporting import table
 from examples.experiments.tables import ANALYSIS, CELLS, EXPERIMENTS, MODELS, ROOT, STATIC, Cell, tables_under
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -19,6 +21,14 @@ def test_a_cell_of_each_table_is_what_the_code_gives(name, monkeypatch):
     value = CELLS[name].run()
     assert CELLS[name].holds(value), f"{CELLS[name].documented()} is documented, but got {value}"
     assert torch.get_num_threads() == threads
+
+
+def test_tables_of_the_analyses():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+    lines = surrogate().splitlines()
+    assert [line.split("|")[3].strip() for line in lines[-6:]] == ["10.00", "3.33", "2.00", "1.43", "1.11", "1.00"]
+    z = [abs(float(line.split("|")[3])) for line in unbiasedness().splitlines()[2:]]
+    assert [value < 5 for value in z] == [True, True, True, False, False, True, False, True]  # RePB's at its start
 
 
 def test_every_table_has_a_cell_that_is_checked():
