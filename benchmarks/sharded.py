@@ -77,6 +77,14 @@ def train(session: Session) -> None:
 def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[str, Any]:
     """Return this process's figures of the end of a pruned epoch and of the plan of the next."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    figures = figures_of(name, n, rank, world_size)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return figures
+
+
+def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
+    """Return what this process of a group that is joined keeps, sends and takes."""
     gc.collect()
     before = tensor_bytes()
     session = Session(ScoreRegistry(sharded=True), make_method(name))
@@ -94,13 +102,13 @@ def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[
     held_before = resident()
     reset_peak()
     at_end, at_plan = Sent(), Sent()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     with at_end:
         session.end_epoch()
     ended = time.perf_counter()
     with at_plan:
         running = session.begin_epoch()
-    planned = time.perf_counter()
+    planned, cpu = time.perf_counter(), time.process_time() - cpu
     peak = resident(peak=True) - held_before
     del running
     gc.collect()
@@ -112,7 +120,7 @@ def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[
     assert plan is not None
     columns = sum(v.nbytes for k, v in session.table.to_dict().items() if k not in ("indices", "losses", "counts"))
     own_plan = plan.order.nbytes + (0 if plan.weights is None else plan.weights.nbytes)
-    figures = {
+    return {
         "held": held - own_plan - columns,
         "plan": own_plan,
         "columns": columns,
@@ -124,11 +132,9 @@ def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[
         "calls": at_end.calls + at_plan.calls,
         "end": ended - start,
         "select": planned - ended,
+        "cpu": cpu,
         "draw": drawing,
     }
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return figures
 
 
 def run_ranks(name: str, n: int, world_size: int) -> list[dict[str, Any]]:
@@ -148,43 +154,33 @@ def run_ranks(name: str, n: int, world_size: int) -> list[dict[str, Any]]:
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def measure(*, n: int, ranks: list[int], methods: list[str]) -> list[Row]:
-    """Return the rows: bytes by sample of a process's part, bytes sent by trained sample, seconds."""
-    rows = []
-    for name in methods:
-        for world_size in ranks:
-            found = run_ranks(name, n, world_size)
-            part, kept = n / world_size, found[0]["kept"]
-            what = f"{name}, {world_size} processes"
+def rows_of(name: str, n: int, found: list[dict[str, Any]]) -> list[Row]:
+    """Return the rows: bytes by sample of a process's part, bytes sent by sample of the epoch, seconds."""
+    part, kept = n / len(found), found[0]["kept"]
 
-            def most(key: str, found: list[dict[str, Any]] = found) -> float:
-                return max(figures[key] for figures in found)
+    def row(what: str, value: float, unit: str, must: float | None = None) -> Row:
+        return Row(f"{name}, {len(found)} processes: {what}", n, [value], must, unit=unit)
 
-            rows += [
-                Row(f"{what}: kept by each, per sample of its part", n, [most("held") / part], 15, unit="B"),
-                Row(f"{what}: and the plan, per sample of its part", n, [most("plan") / part], 8, unit="B"),
-                Row(f"{what}: and the method's columns, per sample of its part", n, [most("columns") / part], unit="B"),
-                Row(f"{what}: peak of an epoch's end and the next plan, over that", n, [most("peak") / part], unit="B"),
-                Row(f"{what}: memory of a process at its peak", n, [most("process") / 2**30], unit="GiB"),
-                Row(
-                    f"{what}: sent by all at an epoch's end, per trained sample",
-                    n,
-                    [sum(figures["sent_end"] for figures in found) / kept],
-                    16,
-                    unit="B",
-                ),
-                Row(
-                    f"{what}: sent by all for the next plan, per selected sample",
-                    n,
-                    [sum(figures["sent_plan"] for figures in found) / kept],
-                    unit="B",
-                ),
-                Row(f"{what}: collectives between two epochs", n, [most("calls")]),
-                Row(f"{what}: end of an epoch, wall clock", n, [most("end")], unit="s"),
-                Row(f"{what}: selection and plan, wall clock", n, [most("select")], unit="s"),
-                Row(f"{what}: drawing the batches, wall clock", n, [most("draw")], unit="s"),
-            ]
-    return rows
+    def most(key: str) -> float:
+        return float(max(figures[key] for figures in found))
+
+    def total(key: str) -> float:
+        return float(sum(figures[key] for figures in found))
+
+    return [
+        row("kept by each, per sample of its part", most("held") / part, "B", 15),
+        row("and the plan, per sample of its part", most("plan") / part, "B", 8),
+        row("and the method's columns, per sample of its part", most("columns") / part, "B"),
+        row("more at the peak between two epochs, per sample of its part", most("peak") / part, "B"),
+        row("memory of a process at its peak", most("process") / 2**30, "GiB"),
+        row("sent by all at an epoch's end, per trained sample", total("sent_end") / kept, "B", 16),
+        row("sent by all for the next plan, per selected sample", total("sent_plan") / kept, "B"),
+        row("collectives between two epochs", most("calls"), ""),
+        row("end of an epoch, wall clock", most("end"), "s"),
+        row("selection and plan, wall clock", most("select"), "s"),
+        row("both of them, CPU time of a process", most("cpu"), "s"),
+        row("drawing the batches, wall clock", most("draw"), "s"),
+    ]
 
 
 def main() -> None:
@@ -201,8 +197,10 @@ def main() -> None:
         print(json.dumps(run_rank(name, n, rank, world_size, store)))
         return
     print(", ".join(f"{key} {value}" for key, value in machine().items()), f"\n\n{HEADER}", sep="", flush=True)
-    for row in measure(n=arguments.n, ranks=arguments.ranks, methods=arguments.methods):
-        print(row, flush=True)
+    for name in arguments.methods:
+        for world_size in arguments.ranks:
+            for row in rows_of(name, arguments.n, run_ranks(name, arguments.n, world_size)):
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lightning_prune.core.part import Part, Route
 from lightning_prune.core.step import ABSENT
 from lightning_prune.core.windows import Judge, WholeWindows, Windows
 
-_LOT = 1 << 22
+_LOT = 1 << 20
 """Slots whose values are sent at once."""
 
 

@@ -13,6 +13,8 @@ from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.shuffle import Shuffle
 
+_BLOCK = 1 << 20
+"""Positions of the order that are looked at at once."""
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -35,8 +37,9 @@ def shared_plan(selection: Selection, part: Part, *, epoch: int, seed: int, shuf
         indices, by_id = indices.sort()
         weights = None if weights is None else weights.cpu().index_select(0, by_id)
     visits = _shuffled(kept, Shuffle(kept.total, seed, epoch)) if shuffle else _ascending(kept)
-    ids = indices.add(part.start).to(torch.int32 if part.total <= 2**31 else torch.int64)
+    ids = indices.to(torch.int32 if part.total <= 2**31 else torch.int64, copy=True).add_(part.start)
     order = visits.bring(ids)
+    del ids
     weights = None if weights is None else visits.bring(weights.cpu())
     return EpochPlan(epoch, order, weights, part.world_size, part=kept, num_shared=kept.total)
 
@@ -47,14 +50,14 @@ class _Visits:
 
     Args:
         kept: Which part of the selected samples this process has.
-        sent: For each rank, which of them it visits, in the order of its visit.
+        sent: For each rank, which of them it visits, in the order of its visit, in several pieces.
         sources: Rank that has each of those ``(s,)`` that this process visits, in the order of its visit.
     """
 
-    def __init__(self, kept: Part, sent: list[_Array], sources: _Array) -> None:
+    def __init__(self, kept: Part, sent: list[list[_Array]], sources: _Array) -> None:
         self.kept = kept
-        self.picks = torch.from_numpy(np.concatenate(sent))
-        self.sent = [len(some) for some in sent]
+        self.picks = torch.from_numpy(np.concatenate([some for visited in sent for some in visited]))
+        self.sent = [sum(map(len, visited)) for visited in sent]
         self.sources = torch.from_numpy(sources)
         self.received = np.bincount(sources, minlength=kept.world_size).tolist()
 
@@ -80,7 +83,7 @@ def _ascending(kept: Part) -> _Visits:
     """Visit what is selected by rising id."""
     world_size = kept.world_size
     own = np.arange(len(kept), dtype=np.int32)
-    sent = [own[(rank - kept.start) % world_size :: world_size] for rank in range(world_size)]
+    sent = [[own[(rank - kept.start) % world_size :: world_size]] for rank in range(world_size)]
     ends = kept.gather(torch.tensor(kept.stop, device=kept.device)).cpu().numpy()
     visited = np.arange(kept.rank, kept.total, world_size)
     return _Visits(kept, sent, np.searchsorted(ends, visited, side="right").astype(np.int16))
@@ -99,12 +102,15 @@ def _shuffled(kept: Part, shuffle: Shuffle) -> _Visits:
         order = shuffle.within(bucket, size).numpy()
         end = ends[rank, bucket]
         first = end - numbers[rank, bucket]
-        places = np.flatnonzero((order >= first) & (order < end))
-        members = np.flatnonzero(buckets == bucket).astype(np.int32)[order[places] - first]
-        visitors = (places + start) % world_size
-        for visitor in range(world_size):
-            sent[visitor].append(members[visitors == visitor])
-        own = order[(rank - start) % world_size :: world_size]
-        sources.append(np.searchsorted(ends[:, bucket], own, side="right").astype(np.int16))
-        start += size
-    return _Visits(kept, [np.concatenate(some) for some in sent], np.concatenate(sources))
+        members = np.flatnonzero(buckets == bucket).astype(np.int32) if shuffle.num_buckets > 1 else None
+        for some in np.split(order, range(_BLOCK, size, _BLOCK)):
+            places = np.flatnonzero((some >= first) & (some < end))
+            visited = some[places] - first
+            visited = visited.astype(np.int32) if members is None else members[visited]
+            visitors = (places + start) % world_size
+            for visitor in range(world_size):
+                sent[visitor].append(visited[visitors == visitor])
+            own = some[(rank - start) % world_size :: world_size]
+            sources.append(np.searchsorted(ends[:, bucket], own, side="right").astype(np.int16))
+            start += len(some)
+    return _Visits(kept, sent, np.concatenate(sources))

@@ -149,7 +149,7 @@ def check_plans(rank):
     @given(cases, st.floats(0, 1), st.booleans(), st.booleans(), st.sampled_from([40, 1 << 24]))
     def check(case, share, weighted, shuffles, bucket):
         num, seed, _ = case
-        shuffle.BUCKET = bucket
+        shuffle.BUCKET, shared_plan._BLOCK = bucket, 300
         generator = torch.Generator().manual_seed(seed)
         mask = (torch.rand(num, generator=generator) < share).index_fill_(0, torch.tensor([seed % num]), True)
         weights = torch.rand(num, generator=generator)
