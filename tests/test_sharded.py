@@ -40,12 +40,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:.*losses were NaN or infinite"),
 ]
-NUM, EPOCHS, BATCH = 107, 4, 8
+NUM, EPOCHS, BATCH = 107, 3, 8
 """An odd number of samples: two ranks fill up the last batch."""
 METHODS = {
     "none": lambda: None,
     "infobatch": lambda: InfoBatch(anneal_ratio=1.0),
-    "bernoulli": lambda: InfoBatch(mode="bernoulli", warmup_epochs=2),
+    "bernoulli": lambda: InfoBatch(mode="bernoulli", anneal_ratio=1.0),
     "random": lambda: RandomPruning(rescale=True),
     "orderdp": OrderDP,
     "seta": lambda: SeTa(anneal_ratio=1.0),

@@ -16,6 +16,7 @@ from lightning_prune.core.plan import EpochPlan, Selection, random_submask
 from lightning_prune.core.rng import coins, make_generator, uniform
 from lightning_prune.core.stats import finite_mean
 from lightning_prune.functional import importance_inclusion, infobatch, orderdp, seta
+from lightning_prune.methods import seta as seta_module
 from lightning_prune.methods.importance_sampling import _systematic_mask
 from lightning_prune.methods.random import random_subset
 from lightning_prune.testing.processes import run_ranks, skip_without_fork
@@ -130,7 +131,7 @@ def check_laws(rank):
         assert bool(mask[mine >= 1].all())
 
     check()
-    num, draws = 90, 4000  # how often each is drawn, within five standard errors of its chance
+    num, draws = 90, 500  # how often each is drawn, within five standard errors of its chance
     part = Part.of(num, rank, WORLD)
     inclusion = importance_inclusion(torch.linspace(0.2, 3, num), 40)
     generator, times = torch.Generator().manual_seed(0), torch.zeros(len(part))
@@ -142,6 +143,10 @@ def check_laws(rank):
     part = Part.of(len(values), rank, WORLD)
     sketch = part.sketch(part.own(values), 3000)
     assert torch.equal(sketch, values[::10])
+    seta_module._SKETCH = 3000  # then a group's share is off by a few standard errors of that of 3,000 draws
+    whole = seta(values, 1, 0.0, 5, 0.6, generator=torch.Generator().manual_seed(0))
+    shared = seta(part.own(values), 1, 0.0, 5, 0.6, generator=torch.Generator().manual_seed(0), part=part)
+    assert abs(part.sum(len(shared)) - len(whole)) / len(values) < 5 * 0.5 / math.sqrt(3000)
 
 
 def check_plans(rank):
