@@ -37,7 +37,13 @@ def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
     page = Path(app.env.doc2path(docname))
     if page.suffix == ".md":
         docs = Path(app.srcdir)
-        source[0] = _LINK.sub(lambda found: site_target(docs, page, found["path"]) + (found["anchor"] or ""), source[0])
+        source[0] = _LINK.sub(lambda found: _rewritten(docs, page, found), source[0])
+
+
+def _rewritten(docs: Path, page: Path, found: re.Match[str]) -> str:
+    """Return a link's new target; a file to download has no headings."""
+    target = site_target(docs, page, found["path"])
+    return target if target.startswith("path:") else target + (found["anchor"] or "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
