@@ -16,19 +16,22 @@ from torch import Tensor
 from lightning_prune.core.arrays import count_true, kth_lowest
 
 _MOST_CHUNK = 1 << 16
-_LEAST_CHUNKS = 64
+_LEAST_CHUNKS = 8
+_MANY = 1 << 20
 
 
 def chunk_size(total: int) -> int:
     """Return how many neighbours are added up at once where ``total`` values are summed: a power of two.
 
-    Parts begin and end between chunks, so that sums have the same rounding errors however many processes share them.
+    Parts begin and end between chunks, so that sums have the same rounding errors however many processes share them. Of
+    a million values there are 8 chunks or more, which is as many processes as may share so few; then there are 64.
 
     Example:
-        >>> chunk_size(100), chunk_size(1000), chunk_size(10**9)
-        (1, 8, 65536)
+        >>> chunk_size(100), chunk_size(1000), chunk_size(10**6), chunk_size(10**9)
+        (8, 64, 65536, 65536)
     """
-    return min(_MOST_CHUNK, 1 << max(0, (total // _LEAST_CHUNKS).bit_length() - 1))
+    chunks = _LEAST_CHUNKS if total < _MANY else 8 * _LEAST_CHUNKS
+    return min(_MOST_CHUNK, 1 << max(0, (total // chunks).bit_length() - 1))
 
 
 @final
@@ -73,7 +76,7 @@ class Part:
 
         Example:
             >>> [(part.start, part.stop) for part in (Part.of(1000, rank, 3) for rank in range(3))]
-            [(0, 328), (328, 664), (664, 1000)]
+            [(0, 320), (320, 640), (640, 1000)]
         """
         chunk = chunk_size(total)
         num = -(-total // chunk)
