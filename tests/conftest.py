@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
 from functools import cache
 
 import lightning.fabric.utilities.registry
+import lightning.pytorch  # which sets the levels of its loggers
 import pytest
 import torch
 from hypothesis import settings
@@ -20,6 +23,10 @@ lightning.fabric.utilities.registry.entry_points = cache(lightning.fabric.utilit
 # The same examples in every run: what is green here is green elsewhere. No deadline: machines are busy.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+os.environ.pop("PL_GLOBAL_SEED", None)  # of whoever starts the tests
+NAMES = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_prune")
+LEVELS = {logging.getLogger(name): logging.getLogger(name).level for name in NAMES}
 
 LONGEST = [
     "tests/test_site.py",
@@ -54,6 +61,9 @@ def pytest_sessionfinish():
 
 
 @pytest.fixture(autouse=True)
-def _no_global_seed(monkeypatch):
-    """A seed that another test's `seed_everything` left in the environment is not this test's."""
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+def _nothing_is_left():
+    """A seed in the environment and the levels of loggers are not the next test's, nor of its module's fixtures."""
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    for logger, level in LEVELS.items():
+        logger.setLevel(level)
