@@ -23,6 +23,8 @@ NOISY = 0.1
 """Share of suspected labels from which an aligned method is named."""
 LEAST_STABILITY = 0.2
 """Rank correlation of two epochs' losses below which a loss says nothing of the next epoch's."""
+WELL_WITHIN = 0.8
+"""Share of InfoBatch's reach up to which it is named."""
 EASY = 0.25
 """A sample is learnt when its loss is below that share of the first epoch's mean."""
 
@@ -145,7 +147,8 @@ def advise(findings: Findings, save: float) -> Advice:
     1. Losses that do not tell of the next epoch's: no pruning, as a choice by them is a random one. All data for fewer
        epochs cost as much, and need no method.
     2. Labels suspected to be wrong: AlignPrune without rescaling; rules that keep high losses keep the wrong labels.
-    3. A saving within InfoBatch's reach: InfoBatch, whose gradient is unbiased, and which has nothing to tune.
+    3. A saving of at most 80 % of InfoBatch's reach: InfoBatch, whose gradient is unbiased, and which has nothing to
+       tune. Closer to its reach, the few easy samples that it keeps weigh many times as much (docs/cifar.md, at 50 %).
     4. Else OrderDP, which leaves out exactly what it is asked for; RePB, which re-weighs, if classes are unequal.
 
     Where fewer samples are learnt than are to be left out, accuracy will be lost; the reasons say so. All data for
@@ -181,7 +184,7 @@ def advise(findings: Findings, save: float) -> Advice:
     if findings.noise is not None and findings.noise >= NOISY:
         window = max(4, min(10, findings.max_epochs // 4))
         later = 1 - window / findings.max_epochs
-        base = "InfoBatch" if save <= 0.8 * reaches["InfoBatch"] * later else "OrderDP"
+        base = "InfoBatch" if save <= WELL_WITHIN * reaches["InfoBatch"] * later else "OrderDP"
         wrapped = {"class_path": base}
         arguments = {"base": wrapped, "window": window, "rescale": False}
         reasons = [
@@ -200,13 +203,16 @@ def advise(findings: Findings, save: float) -> Advice:
             f"Only {learnt}, and {save:.0%} are to be left out: accuracy will be lost. In our tables, all data for "
             f"{1 - save:.0%} of the epochs lost as much or more; {stable}."
         ]
-    if save <= reaches["InfoBatch"]:
+    if save <= WELL_WITHIN * reaches["InfoBatch"]:
         reasons.append(
             f"InfoBatch can save up to {reaches['InfoBatch']:.0%} here, its gradient is unbiased, and it has nothing "
             "to tune."
         )
         return Advice(_budget(save, {"class_path": "InfoBatch"}), reasons, reaches)
-    reasons.append(f"InfoBatch saves at most {reaches['InfoBatch']:.0%} here.")
+    reasons.append(
+        f"InfoBatch saves at most {reaches['InfoBatch']:.0%} here; close to that, the few easy samples that it keeps "
+        "weigh many times as much."
+    )
     if findings.imbalance is not None and findings.imbalance >= 10 and save <= reaches["RePB"]:
         reasons.append(
             f"The largest class has {findings.imbalance:.0f} times the samples of the smallest: RePB re-weighs."

@@ -20,6 +20,7 @@ SEEDS = 5
 # (4 of 40 epochs), and on glyphs with `--probe 0.375`, three of eight.
 GLYPHS = Findings(8, 3, easy=0.637, below_mean=0.710, stability=0.820, noise=0.065, imbalance=1.0)
 DIGITS = Findings(20, 3, easy=0.951, below_mean=0.819, stability=0.907, noise=0.001, imbalance=1.21)
+CIFAR = Findings(16, 3, easy=0.522, below_mean=0.678, stability=0.76, noise=0.092, imbalance=1.0)  # `--probe 0.19`
 NOISE = {
     "clean labels": Findings(40, 4, 0.871, 0.737, 0.912, 0.003, 1.21),
     "symmetric 20%": Findings(40, 4, 0.511, 0.743, 0.939, 0.162, 1.20),
@@ -51,6 +52,21 @@ def test_clean_labels(findings, title, save):
     advised, advised_std = rows[base_of(advise(findings, save))["class_path"], asked]
     random, random_std = rows["RandomPruning", asked]
     assert advised >= random - 2 * ((advised_std**2 + random_std**2) / SEEDS) ** 0.5
+
+
+@pytest.mark.parametrize(("save", "expected"), [(0.3, "InfoBatch"), (0.5, "OrderDP")])
+def test_cifar10(save, expected):
+    """Never worse than random pruning by more than two standard errors, in the table of all 50,000 images."""
+    page = (Path(__file__).parents[2] / "docs" / "cifar.md").read_text()
+    row = r"(?m)^\| `(\w+)` \| ([\d.]+) \| (\d+) \| ([\d.]+) ± ([\d.]+) \|"
+    found = [
+        (name, float(saved), int(n), float(mean), float(std)) for name, saved, n, mean, std in re.findall(row, page)
+    ]
+    rows = {name: (mean, std**2 / n) for name, saved, n, mean, std in found if abs(saved - 100 * save) < 1}
+    advised = base_of(advise(CIFAR, save))["class_path"]
+    assert advised == expected
+    (mean, variance), (random, random_variance) = rows[advised], rows["RandomPruning"]
+    assert mean >= random - 2 * (variance + random_variance) ** 0.5
 
 
 FEWER = {name: (float(mean), float(std)) for name, mean, std in re.findall(
