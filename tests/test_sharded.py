@@ -15,6 +15,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from lightning_prune import (
     AlignPrune,
+    ImportanceSampling,
     InfoBatch,
     LabelIssues,
     OrderDP,
@@ -203,22 +204,41 @@ def test_one_process_and_four_go_on_from_an_epoch_s_end_of_two(saved, tmp_path):
     folder, found = saved
     whole, end = found[0][0], chosen(folder)[2]
     assert_parts_of([whole], [fit("repb", sharded=True, ckpt_path=end)], order=False)
-    processes.run_ranks(go_on, end, tmp_path, folder=tmp_path, world_size=4)
+    processes.run_ranks(go_on, 4, end, tmp_path, folder=tmp_path, world_size=4)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(4)]
     assert len({part["start"] for part in parts}) == 4
     assert_parts_of([whole], parts, order=False)
 
 
-def go_on(rank, path, folder):
+def go_on(rank, world_size, path, folder):
     torch.set_num_threads(1)
-    torch.save(fit("repb", world_size=4, sharded=True, ckpt_path=path), folder / f"{rank}.pt")
+    torch.save(fit("repb", world_size=world_size, sharded=True, ckpt_path=path), folder / f"{rank}.pt")
 
 
 @pytest.mark.ddp
-def test_another_number_of_processes_in_mid_epoch_is_refused(saved):
+def test_one_process_goes_on_from_a_middle_of_two_and_two_from_a_middle_of_it(saved, tmp_path):
+    """With 8 samples a step in all: what is known and selected is that of a run left alone."""
+    folder, found = saved
+    whole, two, middle = found[0][0], [one[1] for one in found], chosen(folder)[0]
+    alone = fit("repb", sharded=True, ckpt_path=middle, folder=tmp_path)
+    assert_parts_of([whole], [alone], order=False)
+    before = [i for rank in two for epoch, ids in rank["seen"][: step_of(middle)] if epoch == 1 for i in ids]
+    after = [i for epoch, ids in alone["seen"] if epoch == 1 for i in ids]
+    assert before
+    assert after
+    assert sorted(before + after) == whole["selections"][1][0].tolist()  # each once
+    later = next(path for path in sorted(tmp_path.glob("step/*.ckpt"), key=step_of) if step_of(path) > step_of(middle))
+    state = state_of(later)
+    assert (state["open"], state["epoch"], state["begun"]["log"]) == (True, 1, None)  # each process writes its own
+    processes.run_ranks(go_on, 2, later, tmp_path, folder=tmp_path)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    assert_parts_of([whole], parts, order=False)
+    assert parts[0]["seen"] == two[0]["seen"][-len(parts[0]["seen"]) :]  # as those left alone
+
+
+@pytest.mark.ddp
+def test_all_of_the_state_is_not_made_of_parts(saved):
     folder, _ = saved
-    with pytest.raises(MisconfigurationException, match=r"2 process\(es\).*knows its own part.*epoch's end"):
-        fit("repb", sharded=True, ckpt_path=chosen(folder)[0])
     with pytest.raises(MisconfigurationException, match=r"resume with `ScoreRegistry\(sharded=True\)`.*but got"):
         fit("repb", ckpt_path=chosen(folder)[2])
 
@@ -236,6 +256,7 @@ def test_what_does_not_go_with_parts_is_refused(tmp_path):
 
     refuses("got AlignPrune, which needs all of them. Leave out `sharded=True`", AlignPrune(InfoBatch()))
     refuses("got SelectiveBackprop, which needs all", SelectiveBackprop())
+    refuses("got ImportanceSampling, which needs all", ImportanceSampling(num_outputs=3))
     refuses("got LabelIssues, which needs all of them.*or leave out the callback", InfoBatch(), LabelIssues())
     refuses("on a file system.*'memory://x'", InfoBatch(), default_root_dir="memory://x")
     drawn = WeightedRandomSampler([1.0] * 40, 40)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan
+from lightning_prune.core.shared_plan import shared_rest
 from lightning_prune.core.step import ABSENT
 
 
@@ -22,7 +25,8 @@ class Begun:
 
     Args:
         steps: Positions ``(s,)``, int64, of the order that the ranks together trained in each step.
-        log: What was recorded ``(1 + names, m)``, float32, by position of the order; none beyond ``m``.
+        log: What was recorded ``(1 + names, m)``, float32, by position of the order; none beyond ``m``. Of an
+            order that processes share: at those positions that this one would have visited.
         dropped: Positions that picks have left out of their batches.
         full: Positions that the epoch would have had, as it was begun, if nothing was left out.
     """
@@ -36,6 +40,11 @@ class Begun:
     def positions(self) -> int:
         """Positions of the order that are trained."""
         return int(self.steps.sum())
+
+    def rest_of(self, plan: EpochPlan) -> EpochPlan:
+        """Return what is left of the whole epoch; collective where processes share its order."""
+        after = plan.after if plan.part is None else partial(shared_rest, plan)
+        return after(self.positions, len(self.steps))
 
     def with_rest(self, values: Tensor, num_positions: int) -> Tensor:
         """Return what was recorded at each of ``num_positions`` positions ``(1 + names, num_positions)``.
@@ -81,6 +90,8 @@ def begun_part(state: dict[str, Any], plan: EpochPlan) -> Begun:
     lengths, counts = state["steps"]
     steps = lengths.long().repeat_interleave(counts.long())
     before, then = state.get("begun"), replace(plan, world_size=state["world_size"])
+    if plan.part is not None:
+        return Begun(steps, _shared_log(state, plan.part, int(steps.sum())), state["dropped"], state["full"])
     rest = then if before is None else then.after(before["positions"], before["batches"])
     log = joined(rest, [part["log"] for part in state["ranks"]])
     if before is not None:
@@ -90,3 +101,24 @@ def begun_part(state: dict[str, Any], plan: EpochPlan) -> Begun:
     beyond = (log[:, done:] != ABSENT).any(0).nonzero()  # a step may tell ids that are still to come
     log = log[:, : done + int(beyond[-1]) + 1 if len(beyond) else done].clone()
     return Begun(steps, log, state["dropped"], state["full"])
+
+
+def _shared_log(state: dict[str, Any], part: Part, done: int) -> Tensor:
+    """Return what was recorded of the ``done`` first positions, at those that this process would have visited.
+
+    What each process has written is read in turn: one at a time is held.
+    """
+    before = state.get("begun")
+    first, world_size = 0 if before is None else before["positions"], state["world_size"]
+    own: Tensor | None = None
+    for rank, local in enumerate(state["ranks"]):
+        for start, stop, log in ((0, first, local.get("begun")), (first, done, local["log"])):
+            if log is None:
+                continue
+            if own is None:
+                own = log.new_full((len(log), part.visits(done)), ABSENT)
+            positions = torch.arange(start + rank, max(start + rank, stop), world_size)
+            here = positions % part.world_size == part.rank
+            own[:, positions[here] // part.world_size] = log[:, : len(positions)][:, here]
+    assert own is not None  # noqa: S101  (narrowing: each process of an open epoch has written its log)
+    return own

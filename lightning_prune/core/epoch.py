@@ -20,6 +20,7 @@ from lightning_prune.core.part import Part
 from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.sampler import EvenCuts, PlanBatchSampler
 from lightning_prune.core.shared_log import SharedLog, SharedWindows
+from lightning_prune.core.shared_plan import shared_digest
 from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT, StepRecord, wrong_length
 from lightning_prune.core.windows import WholeWindows, Windows, window_runs
@@ -164,7 +165,7 @@ class RunningEpoch:
         self.rank = batch_sampler.sampler.rank
         self.plan = plan
         self.begun = begun
-        self.rest = rest = plan if begun is None else plan.after(begun.positions, len(begun.steps))
+        self.rest = rest = plan if begun is None else begun.rest_of(plan)
         batch_sampler.set_plan(rest)
         self.cuts = batch_sampler.cuts_of(rest)
         self.log = torch.full((1 + len(record_names), rest.shard_size + 1), ABSENT, dtype=torch.float32, device=device)
@@ -190,12 +191,11 @@ class RunningEpoch:
     @cached_property
     def digest(self) -> str:
         """A hash of the order of the visit, by which a resumed run knows that it has derived the same plan."""
+        if self.plan.part is not None:
+            return shared_digest(self.plan)
         digest = hashlib.blake2b(self.plan.order.long().numpy().tobytes(), digest_size=8)
         if self.plan.lengths is not None:
             digest.update(self.plan.lengths.numpy().tobytes())
-        if (part := self.plan.part) is not None:  # that of every process
-            own = torch.tensor(int.from_bytes(digest.digest(), "little", signed=True), device=part.device)
-            digest = hashlib.blake2b(part.gather(own).cpu().numpy().tobytes(), digest_size=8)
         return digest.hexdigest()
 
     @cached_property
@@ -342,6 +342,14 @@ class RunningEpoch:
         steps = ends.diff(prepend=none)
         return steps if begun is None else torch.cat([begun.steps, steps])
 
+    def _step_ends(self) -> Tensor:
+        """Return where each step of all ranks begins in the order, and where the last one ends ``(s + 1,)``, int64."""
+        lengths = self.step_lengths
+        if lengths is None:
+            end = self._positions_before(self._num_batches)
+            return (torch.arange(self._num_batches + 1) * self.step_size).clamp_(max=end)
+        return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
     def positions_in(self, batches: int) -> int:
         """Return how many positions of the plan the first ``batches`` batches of each rank train, over all ranks.
 
@@ -437,10 +445,13 @@ class RunningEpoch:
 
     def _collect_part(self, part: Part | None) -> EpochRecord:
         """Bring what was recorded to the processes that keep it: one all-to-all."""
-        kept = self.plan.part
+        kept, begun, log, shard = self.plan.part, self.begun, self.log[:, :-1], self.rest.order
         assert part is not None and kept is not None  # noqa: S101, PT018  (narrowing)
-        starts = [self.cuts.start(batch) for batch in range(self._num_batches + 1)]
-        shared = SharedLog(self.log[:, :-1], self.plan.order.to(self.device), part, kept, self.positions_done, starts)
+        if begun is not None:
+            log = torch.cat([begun.log.to(log.device), log], dim=1)
+            shard = torch.cat([self.plan.order[: begun.log.shape[1]], shard])
+        first = 0 if begun is None else begun.positions
+        shared = SharedLog(log, shard.to(self.device), part, kept, self.positions_done, self._step_ends(), first)
         values, indices, asked = shared.values, shared.indices, shared.indices
         present = values[0] != ABSENT
         is_whole = self.positions_done >= self.plan.length
@@ -493,7 +504,8 @@ class RunningEpoch:
 
     def local_state(self) -> dict[str, Any]:
         """Return what only this rank knows of the epoch, for a checkpoint."""
-        return {"log": self.log_state()}
+        begun = {} if self.begun is None or self.plan.part is None else {"begun": self.begun.log}
+        return {"log": self.log_state(), **begun}
 
     def shared_state(self, full_batches: int | float) -> dict[str, Any]:
         """Return what every rank knows of the epoch, by which its rest can be shared anew.
@@ -510,9 +522,10 @@ class RunningEpoch:
             whole, last = divmod(self.positions_done, self.step_size)
             lengths = torch.tensor([self.step_size] * whole + [last] * (last > 0), dtype=torch.int64)
         full = self.full_positions(int(full_batches)) if begun is None else begun.full
-        before = None
+        before: dict[str, Any] | None = None
         if begun is not None:
-            before = {"positions": begun.positions, "batches": len(begun.steps), "log": begun.log}
+            log = begun.log if self.plan.part is None else None  # else each rank has its own
+            before = {"positions": begun.positions, "batches": len(begun.steps), "log": log}
         steps = pack_steps(lengths[: self.batches_done])
         return {"steps": steps, "dropped": self._dropped, "full": full, "begun": before}
 

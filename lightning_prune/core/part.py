@@ -100,6 +100,16 @@ class Part:
         """Return this part with what it sends on another device."""
         return replace(self, device=device)
 
+    def visits(self, length: int, rank: int | None = None) -> int:
+        """Return how many of ``length`` positions a process visits: ``rank, rank + world_size, ...``; None: this one.
+
+        Example:
+            >>> part = Part.of(1000, 0, 3)
+            >>> [part.visits(7, rank) for rank in range(3)]
+            [3, 2, 2]
+        """
+        return max(0, -(-(length - (self.rank if rank is None else rank)) // self.world_size))
+
     def own(self, values: Tensor) -> Tensor:
         """Return what this process keeps of ``values`` ``(..., total)``; ``(..., len(self))`` are that already."""
         return values if values.shape[-1] == len(self) else values[..., self.start : self.stop]

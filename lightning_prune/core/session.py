@@ -354,11 +354,13 @@ class Session:
 
         Args:
             save_rng: Put in the states of the global random generators.
-            alone: The other ranks do not take part, for example after an exception. Else this is collective.
+            alone: The other ranks do not take part, for example after an exception. Else this is collective. Where each
+                process keeps a part of the samples, the open epoch is then left out.
         """
         if self.method is not None and self.table.num_samples:
             self.method.before_save(self.table)
-        local = checkpoint.local_part(self.running, save_rng=save_rng)
+        running = None if alone and self.table.sharded else self.running  # of which it takes all to tell
+        local = checkpoint.local_part(running, save_rng=save_rng)
         ranks = (
             [local]
             if alone or self.world_size == 1 or self.table.sharded
@@ -366,7 +368,7 @@ class Session:
         )
         return checkpoint.pack(
             self.table,
-            self.running,
+            running,
             ranks,
             method=None if self.method is None else self.method.keeps_as,
             seed=self.seed,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator
 from typing import final
 
 import torch
 from torch import Tensor
 
+from lightning_prune.core.arrays import to_host
 from lightning_prune.core.part import Part, Route
 from lightning_prune.core.step import ABSENT
 from lightning_prune.core.windows import Judge, WholeWindows, Windows
@@ -23,12 +25,14 @@ class SharedLog:
     A sample sends 4 bytes for its position in the part of the process that keeps it, and 4 for each value.
 
     Args:
-        log: What this process recorded ``(1 + names, slots)``, float32, by slot: that of position ``r + slot * ranks``.
+        log: What this process recorded ``(1 + names, slots)``, float32, by slot: those that it would have visited of
+            what was trained before the rest of the epoch was shared anew, and those that it visits of the rest.
         shard: Ids ``(slots,)``, padding included.
         part: Which part of the samples this process keeps.
         kept: Which part of the selected ones.
         positions_done: How many of them were trained.
-        starts: First slot of each step, and the end of the last one.
+        steps: Position ``(s + 1,)``, int64, at which each step begins, and the one at which the last one ends.
+        first: Position at which the rest begins; 0: the epoch was not shared anew.
 
     Attributes:
         indices: Positions ``(m,)``, int64, in this process's part of the samples that were trained.
@@ -36,11 +40,11 @@ class SharedLog:
     """
 
     def __init__(
-        self, log: Tensor, shard: Tensor, part: Part, kept: Part, positions_done: int, starts: Sequence[int]
+        self, log: Tensor, shard: Tensor, part: Part, kept: Part, positions_done: int, steps: Tensor, first: int = 0
     ) -> None:
-        self.log, self.shard, self.part, self.length = log, shard, part, kept.total
-        self.starts = starts
-        self.num_asked = max(0, -(-(min(positions_done, self.length) - part.rank) // part.world_size))
+        self.log, self.shard, self.part, self.steps, self.first = log, shard, part, steps, first
+        asked = [self.slots_before(min(positions_done, kept.total), rank) for rank in range(part.world_size)]
+        self.num_asked, self.most_asked = asked[part.rank], max(asked)
         self.indices = torch.empty(len(kept), dtype=torch.int64, device=log.device)
         self.values = log.new_empty(len(log), len(kept))
         done = 0
@@ -51,10 +55,25 @@ class SharedLog:
             self.indices[some], self.values[:, some] = came[0], came[1:].contiguous().view(torch.float32)
         self.indices, self.values = self.indices[:done], self.values[:, :done]
 
+    def slots_before(self, position: int, rank: int) -> int:
+        """Return how many slots of a process are of positions before this one."""
+        before = min(position, self.first)
+        return self.part.visits(before, rank) + self.part.visits(position - before, rank)
+
+    def places(self, start: int, stop: int, rank: int) -> list[slice]:
+        """Return which of the positions from ``start`` to ``stop`` a process has, counted from ``start``, in order."""
+        runs = [(0, start, min(stop, self.first)), (self.first, max(start, self.first), stop)]
+        world_size = self.part.world_size
+        return [
+            slice(low + (rank - (low - origin)) % world_size - start, high - start, world_size)
+            for origin, low, high in runs
+            if low < high
+        ]
+
     def lots(self) -> list[slice]:
         """Return runs of slots, as many on each rank: what is sent at once is copied a few times."""
-        slots = self.starts[-1]
-        return [slice(min(start, self.num_asked), min(start + _LOT, self.num_asked)) for start in range(0, slots, _LOT)]
+        most, own = self.most_asked, self.num_asked
+        return [slice(min(start, own), min(start + _LOT, own)) for start in range(0, most, _LOT)]
 
     def route(self, lot: slice) -> tuple[Route, Tensor]:
         """Return the way of some slots to those who keep the samples, and the positions ``(b,)``, int32, in theirs."""
@@ -78,23 +97,37 @@ class SharedWindows(Windows):
 
     def __init__(self, log: SharedLog, row: int, num_steps: int, recorded: Tensor | None) -> None:
         self.log, self.recorded = log, recorded
-        part, world_size, starts = log.part, log.part.world_size, log.starts
-        num_windows = -(-(len(starts) - 1) // num_steps)
-        firsts = [min(rank * num_windows // world_size * num_steps, len(starts) - 1) for rank in range(world_size)]
-        bounds = [*(starts[step] for step in firsts), starts[-1]]
-        self.sent = [bounds[rank + 1] - bounds[rank] for rank in range(world_size)]
-        self.slots = self.sent[part.rank]
+        part, world_size, steps = log.part, log.part.world_size, log.steps
+        num_steps_in_all = len(steps) - 1
+        num_windows = -(-num_steps_in_all // num_steps)
+        firsts = [min(rank * num_windows // world_size * num_steps, num_steps_in_all) for rank in range(world_size)]
+        firsts.append(num_steps_in_all)
+        bounds = steps[firsts].tolist()
+        self.start, self.stop = bounds[part.rank], bounds[part.rank + 1]
+        self.sent = [log.slots_before(stop, part.rank) for stop in bounds]
+        self.sent = [stop - start for start, stop in itertools.pairwise(self.sent)]
+        self.received = [
+            log.slots_before(self.stop, rank) - log.slots_before(self.start, rank) for rank in range(world_size)
+        ]
         told = log.log[0] if row == 0 else torch.where(log.log[0] == ABSENT, ABSENT, log.log[row])
-        came = part.exchange(told[: starts[-1]], self.sent, [self.slots] * world_size).view(world_size, self.slots)
-        values = came.T.reshape(-1).cpu()  # in the order of the visit
-        last = [*firsts[1:], len(starts) - 1][part.rank]
-        lengths = torch.tensor(starts[firsts[part.rank] : last + 1], dtype=torch.int64).diff() * world_size
+        [came] = to_host(part.exchange(told[: sum(self.sent)], self.sent, self.received))()
+        values = came.new_empty(self.stop - self.start)  # in the order of the visit
+        for place, some in self._runs(came):
+            values[place] = some
+        lengths = steps[firsts[part.rank] : firsts[part.rank + 1] + 1].diff()
         windows = (torch.arange(len(lengths)) // num_steps).repeat_interleave(lengths)
-        first = bounds[part.rank] * world_size
-        inside = torch.arange(first, first + len(values)) < log.length
-        self.present = (values != ABSENT).logical_and_(inside)
+        self.present = values != ABSENT
         sizes = torch.bincount(windows[self.present])
         self.whole = WholeWindows(values[self.present], sizes[sizes > 0])
+
+    def _runs(self, slots: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield which of the positions of this process's windows a run of all processes' slots ``(m,)`` is of."""
+        start = 0
+        for rank in range(self.log.part.world_size):
+            for place in self.log.places(self.start, self.stop, rank):
+                number = len(range(self.stop - self.start)[place])
+                yield place, slots[start : start + number]
+                start += number
 
     def judged(self, judge: Judge, dtype: torch.dtype) -> Tensor:
         """Return what a rule says of each sample ``(m,)`` of this process's part, on the CPU; collective."""
@@ -102,7 +135,12 @@ class SharedWindows(Windows):
         wire = torch.uint8 if dtype == torch.bool else dtype
         said = torch.zeros(len(self.present), dtype=wire)
         said[self.present] = self.whole.judged(judge, dtype).to(wire)
-        rows = said.view(self.slots, part.world_size).T.reshape(-1).to(part.device)
-        back = part.exchange(rows, [self.slots] * part.world_size, self.sent)
-        own = torch.cat([log.route(lot)[0].bring(back[lot]) for lot in log.lots()]).cpu().to(dtype)
-        return own if self.recorded is None else own[self.recorded.cpu()]
+        rows = torch.empty_like(said)
+        for place, some in self._runs(rows):
+            some.copy_(said[place])
+        back = part.exchange(rows.to(part.device), self.received, self.sent)
+        own = torch.cat([log.route(lot)[0].bring(back[lot]) for lot in log.lots()])
+        if self.recorded is not None:
+            own = own[self.recorded]
+        [own] = to_host(own)()
+        return own.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -66,17 +67,67 @@ class _Visits:
         kept = self.kept
         rows = values.index_select(0, self.picks).to(kept.device)
         came = kept.exchange(rows, self.sent, self.received).cpu()
-        slots = -(-kept.total // kept.world_size)
-        own, start = came.new_empty(slots), 0
+        own, start = torch.empty_like(came), 0
         for rank, number in enumerate(self.received):
             own[ids_of(self.sources == rank)] = came[start : start + number]
             start += number
-        if kept.total % kept.world_size:  # by wrapping around, as `EpochPlan.shard` does
-            firsts = kept.gather(own[:1].to(kept.device)).cpu()
-            last = kept.rank + (slots - 1) * kept.world_size
-            if last >= kept.total:
-                own[-1] = firsts[last % kept.total, 0]
+        return _padded(own, kept, kept.total)
+
+
+def _padded(own: Tensor, part: Part, length: int) -> Tensor:
+    """Fill up what a process visits of ``length`` positions by wrapping around, as `EpochPlan.shard` does."""
+    slots = part.visits(length, 0)
+    if length % part.world_size == 0:
         return own
+    padded = own.new_empty(slots)
+    padded[: len(own)] = own
+    firsts = part.gather(padded[:1].to(part.device)).cpu()
+    if len(own) < slots:
+        padded[-1] = firsts[(part.rank + (slots - 1) * part.world_size) % length, 0]
+    return padded
+
+
+def shared_rest(plan: EpochPlan, positions: int, batches: int) -> EpochPlan:
+    """Return what is left of a shared order, as `EpochPlan.after` does of one that each process holds; collective.
+
+    The rest begins with the first process again, so that each visits what one other would have.
+    """
+    part, length = plan.part, plan.length - positions
+    assert part is not None  # noqa: S101  (narrowing)
+    rank, world_size = part.rank, part.world_size
+    to, come_from = (rank - positions) % world_size, (rank + positions) % world_size
+    own = slice(part.visits(positions), part.visits(plan.length))
+    sent, received = ([0] * world_size for _ in range(2))
+    sent[to], received[come_from] = own.stop - own.start, part.visits(length)
+
+    def rest_of(values: Tensor) -> Tensor:
+        return _padded(part.exchange(values[own].to(part.device), sent, received).cpu(), part, length)
+
+    weights = None if plan.weights is None else rest_of(plan.weights)
+    return replace(plan, order=rest_of(plan.order), weights=weights, first_batch=batches, num_shared=length)
+
+
+def shared_digest(plan: EpochPlan) -> str:
+    """Return a hash of a shared order, the same however many processes share it; collective."""
+    part, total = plan.part, 0
+    assert part is not None  # noqa: S101  (narrowing)
+    visited = plan.order[: part.visits(plan.length)]  # without padding
+    for start in range(0, len(visited), _BLOCK):
+        ids = visited[start : start + _BLOCK].numpy().astype(np.uint64)
+        places = np.arange(start, start + len(ids), dtype=np.uint64) * np.uint64(part.world_size)
+        total += int(_mixed(_mixed(places + np.uint64(part.rank)) + ids).sum(dtype=np.uint64))
+    halves = torch.tensor([total >> 32 & 0xFFFFFFFF, total & 0xFFFFFFFF], device=part.device)
+    high, low = part.add_up(halves).tolist()
+    return f"{((high << 32) + low) % (1 << 64):016x}"
+
+
+def _mixed(values: _Array) -> _Array:
+    """Return a hash of 64 bits of each value: the last steps of SplitMix64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: _Array = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _ascending(kept: Part) -> _Visits:

@@ -55,9 +55,11 @@ class Hardest(Method):
         return {"visits": float(registry.column("visits").sum())}
 
 
-def make_session(method=None, *, num_samples=NUM_SAMPLES, batch_size=BATCH_SIZE, rank=0, world_size=1, **kwargs):
+def make_session(
+    method=None, *, num_samples=NUM_SAMPLES, batch_size=BATCH_SIZE, rank=0, world_size=1, table=None, **kwargs
+):
     """Return a session before its start."""
-    session = Session(Table(), method, **kwargs)
+    session = Session(Table() if table is None else table, method, **kwargs)
     sampler = PlanSampler(num_samples, shuffle=True, seed=session.seed, rank=rank, world_size=world_size)
     session.draw_from(PlanBatchSampler(sampler, batch_size, drop_last=False))
     return session

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from lightning_prune.core import checkpoint
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.draw import Draw
+from lightning_prune.core.method import Method
+from lightning_prune.core.part import Part
+from lightning_prune.core.part_files import read_part, write_part
+from lightning_prune.core.plan import EpochPlan, Selection
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
+from lightning_prune.core.shared_plan import shared_digest
 from lightning_prune.core.step import StepRecord, weighted_loss
-from tests.core.runs import NUM_SAMPLES, Hardest, make_session
+from lightning_prune.testing import processes
+from lightning_prune.testing.task import equal
+from tests.core.runs import NUM_SAMPLES, Hardest, Table, make_session
 
 BATCHES = [[*range(5)], [5, 6], [*range(7, 13)], [13, 14, 15, 16], [17, 18, 19], [20, 21]]
 """Of a batch sampler of a user's."""
@@ -30,15 +37,16 @@ class Picks(Hardest):
 class Rank:
     """One process: losses are the sample's and the epoch's own."""
 
-    def __init__(self, method, state, *, batch_size, rank=0, world_size=1, listed=False):
-        self.session = session = make_session(method, batch_size=batch_size, rank=rank, world_size=world_size)
+    def __init__(self, method, state, *, listed=False, num_samples=NUM_SAMPLES, **where):
+        self.session = session = make_session(method, num_samples=num_samples, **where)
         if listed:
+            rank, world_size = where.get("rank", 0), where.get("world_size", 1)
             sampler = PlanSampler(NUM_SAMPLES, shuffle=False, seed=session.seed, rank=rank, world_size=world_size)
             session.draw_from(PlanBatchSampler(sampler, None, drop_last=False, draw=Draw(BATCHES, NUM_SAMPLES)))
         if state is None:
-            session.start(NUM_SAMPLES, "cpu")
+            session.start(num_samples, "cpu")
         else:
-            session.restore(state, NUM_SAMPLES, "cpu")
+            session.restore(state, num_samples, "cpu")
         self.seen = []
 
     @property
@@ -188,3 +196,127 @@ def test_what_cannot_be_shared_anew_is_refused(change, why):
     change(state, session.batches)
     with pytest.raises(StateMismatchError, match=rf"Expected 1 process\(es\) with 4 samples per step.*with 5: {why}"):
         session.restore(state, NUM_SAMPLES, "cpu")
+
+
+class SharedTable(Table):
+    sharded = True
+
+
+class AboveWindow(Method):
+    """Keeps what lay above the mean of its window of two steps, with a weight by how far, and every fourth other."""
+
+    weighs_losses = shares_state = True
+    record_names = ("double",)
+
+    def setup_columns(self, registry):
+        registry.add_column("above", fill=1.0)
+
+    def select(self, registry, epoch, generator):
+        above = registry.column("above")
+        ids = torch.arange(registry.part.start, registry.part.stop)
+        chosen = Selection.from_mask((above > 0) | (ids % 4 == 0))
+        return Selection(chosen.indices, 1 + above[chosen.indices].abs())
+
+    def per_sample(self, step):
+        return {"double": 2 * step.losses}
+
+    def on_epoch_recorded(self, registry, record):
+        told = record.windows("double", 2).judged(over_mean, torch.float32)
+        registry.column("above").scatter_(0, record.indices, told)
+
+
+def over_mean(rows, inside):
+    counts = torch.full_like(rows, True, dtype=torch.bool) if inside is None else inside
+    means = rows.where(counts, 0).double().sum(1, keepdim=True) / counts.sum(1, keepdim=True)
+    return (rows - means).float()
+
+
+SHARED = [(2, 3, 3), (1, 5, 1), (3, 2, 2), (2, 5, 2), (3, 4, None)]
+"""Ranks, samples of each in a batch, and steps: later ones begin where no number of ranks divides what is done."""
+LONG = 107
+
+
+def run_of(state, batch_size, table=None, rank=0, world_size=1):
+    return Rank(
+        AboveWindow(warmup_epochs=1),
+        state,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        num_samples=LONG,
+        table=table,
+    )
+
+
+def end_of(run):
+    """End the epoch and plan the next; return what is known then."""
+    run.session.end_epoch()
+    plan = run.session.begin_epoch().plan
+    table = run.session.table
+    return {**table.to_dict(), "steps": (table.trained_steps, table.full_steps), "plan": (plan.order, plan.weights)}
+
+
+def shared_stage(rank, number, folder):
+    """Be a rank of a stage of the second epoch: go on from what those before have saved, and save in turn."""
+    world_size, batch_size, steps = SHARED[number]
+    part, state = Part.of(LONG, rank, world_size), None
+    if number > 0:
+        state = read_part(folder / str(number), torch.load(folder / f"{number}.pt"), part)
+    run = run_of(state, batch_size, SharedTable(), rank, world_size)
+    if number == 0:
+        run.train()
+        run.session.end_epoch()
+        run.seen.clear()
+    run.train(steps)
+    end = None
+    if steps is None:
+        end = end_of(run)
+    else:
+        rest = write_part(folder / str(number + 1), run.session.state_dict(), part)
+        torch.save(rest, folder / f"{number + 1}.pt")  # the same on every rank
+    torch.save((run.seen, end), folder / f"{number}-{rank}.pt")
+
+
+@pytest.mark.ddp
+def test_processes_that_share_the_state_go_on_as_one_that_has_all_of_it(tmp_path):
+    """Each step of all trains the same samples, with the same weights, and windows of steps are judged alike."""
+    processes.skip_without_fork()
+    state = None
+    for number, (world_size, batch_size, steps) in enumerate(SHARED):
+        run = run_of(state, world_size * batch_size)
+        if number == 0:
+            run.train()
+            run.session.end_epoch()
+            run.seen.clear()
+        run.train(steps)
+        state = run.session.state_dict()
+        processes.run_ranks(shared_stage, number, tmp_path, folder=tmp_path, world_size=world_size)
+        found = [torch.load(tmp_path / f"{number}-{rank}.pt") for rank in range(world_size)]
+        for step, (ids, weights) in enumerate(run.seen):
+            told = {i: w for seen, _ in found for i, w in zip(*seen[step], strict=True)}
+            padding = sum(len(seen[step][0]) for seen, _ in found) - len(ids)
+            assert 0 <= padding < world_size if step == len(run.seen) - 1 and steps is None else padding == 0
+            assert {i: told[i] for i in ids} == dict(zip(ids, weights, strict=True))
+    assert run.session.open_epoch.positions_done == run.session.open_epoch.plan.length
+    whole, parts = end_of(run), [end for _, end in found]
+    steps, plan = whole.pop("steps"), whole.pop("plan")
+    assert {part["steps"] for part in parts} == {steps}
+    for name, values in whole.items():
+        assert equal(values, torch.cat([part[name] for part in parts])), name
+    for value, *shares in zip(plan, *(part["plan"] for part in parts), strict=True):
+        assert torch.equal(torch.stack(shares, 1).flatten()[: len(value)], value)
+
+
+def test_a_process_whose_others_are_gone_asks_them_nothing(monkeypatch):
+    run = run_of(None, 5, SharedTable())
+    run.train(2)
+    for name in ("add_up", "gather", "exchange"):
+        monkeypatch.delattr(Part, name)
+    state = run.session.state_dict(alone=True)
+    assert (state["open"], state["num_samples"]) == (False, LONG)
+
+
+def test_a_digest_of_a_shared_order_tells_two_ids_apart_that_have_changed_places():
+    order = torch.tensor([4, 1, 7], dtype=torch.int32)
+    plans = [EpochPlan(0, ids, None, part=Part.whole(3), num_shared=3) for ids in (order, order[[1, 0, 2]])]
+    assert len({shared_digest(plan) for plan in plans}) == 2
