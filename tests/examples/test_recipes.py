@@ -1,7 +1,7 @@
 """The papers' recipes beside those of `test_vision.py`: each through its yaml, on tiny files in the real formats.
 
 For speed networks are thinner and images smaller; the networks that the yamls name are built once, without memory, and
-have as many weights as the literature says.
+have as many weights as torchvision says that its own have, or as follow from the sizes in a paper.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from scipy.io import wavfile
 
@@ -174,23 +175,41 @@ def test_recipe(name, fit, tmp_path, monkeypatch):
         assert 0 < registry.saved_fraction < 1
 
 
+def published(name, classes=1000, width=0):
+    """Return how many weights torchvision says that a network has, with a head from ``width`` to other classes."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
+    return weights - (width + 1) * (1000 - classes)
+
+
+def for_cifar(name, classes, width):
+    """Return the same with a first convolution of 3 x 3, where that of ImageNet has 7 x 7, from 3 to 64 channels."""
+    return published(name, classes, width) + 3 * 64 * (3 * 3 - 7 * 7)
+
+
+def block(width):
+    """Return the weights of a transformer's block: four projections, a network of four widths, two norms."""
+    return 4 * (width + 1) * width + (width + 1) * 4 * width + (4 * width + 1) * width + 2 * 2 * width
+
+
+MAE_DECODER = (768 + 1) * 512 + 512 + 197 * 512 + 8 * block(512) + 2 * 512 + (512 + 1) * 768
+"""He et al.: a width of 512, 8 blocks; to and from it, a mask's vector, places, a norm."""
 WEIGHTS = {
-    "cifar10_resnet18_repb": 11_173_962,
-    "cifar100_resnet18_orderdp": 11_220_132,
-    "cifar10_resnet50_orderdp": 23_520_842,
-    "cifar100_resnet50_repb": 23_705_252,
-    "imagenet_resnet18_repb": 11_689_512,
-    "imagenet_resnet34_tdds_score": 21_797_672,
-    "imagenet_resnet50_repb": 25_557_032,
-    "imagenet_efficientnet_repb": 5_288_548,
-    "imagenet_swin_t_orderdp": 28_288_354,
-    "imagenet_vit_b_mae_pretrain_orderdp": 111_907_840,
-    "imagenet_vit_b_mae_finetune_orderdp": 86_567_656,
-    "webvision50_infobatch": 55_843_464 - 1_537_000 + 76_850,  # of a head of 1,000 classes, and of 50
-    "clothing1m_infobatch": 23_508_032 + 28_686,
-    "news_alignprune": 4800 * 1200 + 1200 * 3 + 1200 * 300 + 300 * 3 + 300 * 7 + 7,
+    "cifar10_resnet18_repb": for_cifar("resnet18", 10, 512),
+    "cifar100_resnet18_orderdp": for_cifar("resnet18", 100, 512),
+    "cifar10_resnet50_orderdp": for_cifar("resnet50", 10, 2048),
+    "cifar100_resnet50_repb": for_cifar("resnet50", 100, 2048),
+    "imagenet_resnet18_repb": published("resnet18"),
+    "imagenet_resnet34_tdds_score": published("resnet34"),
+    "imagenet_resnet50_repb": published("resnet50"),
+    "imagenet_efficientnet_repb": published("efficientnet_b0"),
+    "imagenet_swin_t_orderdp": published("swin_t"),
+    "imagenet_vit_b_mae_pretrain_orderdp": published("vit_b_16", 0, 768) + MAE_DECODER,
+    "imagenet_vit_b_mae_finetune_orderdp": published("vit_b_16"),
+    "webvision50_infobatch": 55_843_464 - (1536 + 1) * 950,  # timm's table of results: 55.84 million
+    "clothing1m_infobatch": published("resnet50", 14, 2048),
+    "news_alignprune": 4800 * 1200 + 1200 * 3 + 1200 * 300 + 300 * 3 + 300 * 7 + 7,  # the sizes of Co-teaching+'s code
 }
-"""Weights of the networks as published: PyTorch's and timm's tables, MAE's code, Co-teaching+'s code."""
+"""From torchvision's own counts, or from the sizes that a paper prints."""
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -205,25 +224,37 @@ def test_the_network_of_a_yaml_is_the_papers(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == WEIGHTS[name]
 
 
+BERT = (30_522 + 512 + 2) * 768 + 2 * 768 + 12 * block(768) + (768 + 1) * 768
+"""Words, places and halves, a norm, 12 blocks, a layer on the first token: Devlin et al., 110 million."""
+WAVES = 512 * 10 + 512 * 512 * (4 * 3 + 2 * 2) + 2 * 512
+"""Seven convolutions of 512 channels, the first with a norm."""
+HUBERT = WAVES + 2 * 512 + (512 + 1) * 768 + (768 // 16 * 128 + 1) * 768 + 128 + 2 * 768 + 12 * block(768)
+"""Hsu et al., Table 1: the convolutions, a layer from 512 to 768, one of 128 places in 16 groups, 12 blocks, norms; 95
+million with the head of its pre-training."""
+
+
 @pytest.mark.parametrize(
     ("kind", "model_type", "weights"),
-    [("text", "bert", 109_482_240 + 3_076), ("audio", "hubert", 94_371_712 - 768 + 196_864 + 1_028)],
+    [("text", "bert", BERT + (768 + 1) * 4), ("audio", "hubert", HUBERT + (768 + 1) * 256 + (256 + 1) * 4)],
 )
 def test_transformers_are_of_their_base_size(kind, model_type, weights, tmp_path):
-    """BERT's 109.5 million and a head; HuBERT's 94.4 without its mask's vector, a projection to 256 and a head."""
+    """With heads of four classes; that of sounds on a projection to 256."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with torch.device("meta"):
         model = PretrainedClassifier(str(tmp_path), kind, 4, pretrained=False)
     assert sum(parameter.numel() for parameter in model.parameters()) == weights
 
 
+HIDDEN_OF_VGG = (512 * 7 * 7 + 1) * 4096 + (4096 + 1) * 4096
+
+
 @pytest.mark.parametrize(
     ("arch", "args", "weights"),
     [
-        ("resnet18", {}, 11_173_962),
-        ("vgg16_bn", {"mlp_ratio": 0.01}, 14_728_266),
-        ("mobilenetv2_100", {}, 2_236_682),
-        ("torchvision/shufflenet_v2_x1_0", {}, 1_263_854),
+        ("resnet18", {}, for_cifar("resnet18", 10, 512)),
+        ("vgg16_bn", {"mlp_ratio": 0.01}, published("vgg16_bn", 0, 4096) - HIDDEN_OF_VGG + (512 + 1) * 10),
+        ("mobilenetv2_100", {}, published("mobilenet_v2", 10, 1280)),
+        ("torchvision/shufflenet_v2_x1_0", {}, published("shufflenet_v2_x1_0", 10, 1024)),
     ],
 )
 def test_networks_for_small_images(arch, args, weights):
