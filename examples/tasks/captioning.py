@@ -1,6 +1,6 @@
 """Text from images. ``lightning-prune fit --config examples/tasks/captioning.yaml``, or ``.../scene_text.yaml``
 
-Captions of COCO, or the words of MJSynth; both by an encoder of images and a decoder of texts.
+Captions of COCO, or the words of MJSynth; both by an encoder of images and a decoder of texts. Videos: ``video.py``.
 
 **The loss of a sample** is the mean cross-entropy of its own tokens: losses ``(B, T)``, and a mask that leaves out the
 padding. What is trained is the mean over all tokens of the batch, ``normalize="token"``, as is usual for texts; a
@@ -52,7 +52,7 @@ class MJSynth(ImageTextData):
 
 @final
 class ImageToText(WeightedLossMixin, L.LightningModule):
-    """A vision transformer and a GPT-2 that attends to its patches.
+    """A vision transformer and a GPT-2 that attends to its patches; to those of all frames of a video.
 
     Args:
         size: Height and width of the images, those of the data.
@@ -78,7 +78,9 @@ class ImageToText(WeightedLossMixin, L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, tokens = batch
         before = F.pad(tokens[:, :-1], (1, 0), value=PAD)  # what each token is predicted from
-        logits = self.net(images, decoder_input_ids=before).logits
+        patches = self.net.encoder(images.flatten(0, -4)).last_hidden_state  # of images (B, [frames,] 3, H, W)
+        patches = patches.unflatten(0, (len(tokens), -1)).flatten(1, 2)
+        logits = self.net(encoder_outputs=(patches,), decoder_input_ids=before).logits
         losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         return self.weighted_loss(losses, mask=tokens != PAD, normalize="token")
 

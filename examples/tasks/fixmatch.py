@@ -1,6 +1,6 @@
-"""FixMatch and FlexMatch on CIFAR: few labels, many images.
+"""FixMatch, FlexMatch and Dash on CIFAR: few labels, many images.
 
-``lightning-prune fit --config examples/tasks/fixmatch.yaml``, or ``.../flexmatch.yaml``
+``lightning-prune fit --config examples/tasks/fixmatch.yaml``, or ``.../flexmatch.yaml``, or ``.../dash.yaml``
 
 **The loss of an unlabelled sample** is the cross-entropy of its strong view against the class that its weak view was
 given, where that is confident. Where it is not, the sample has no loss: it is masked, so it counts 0, as in the papers,
@@ -8,8 +8,8 @@ and *is not recorded*. A recorded 0 would look like a sample that is learnt, and
 
 **Pruned is the unlabelled loader**, ``ScoreRegistry(loader="unlabelled")``: it is the longest, so its length is that of
 the epoch, and the labelled one is repeated beside it (``"max_size_cycle"``). The few labels are trained in every step.
-Left out are samples whose strong view agrees with a confident guess; those never confident yet stay. FlexMatch's counts
-of guesses hold for samples that are left out, since guesses are kept by id.
+Left out are samples whose strong view agrees with a confident guess; those never confident yet stay. In Dash's warm-up
+no guess is trained on, so nothing is recorded and nothing pruned.
 
 Data: CIFAR's pickles, ``root/cifar-100-python``, downloaded if missing.
 """
@@ -24,22 +24,21 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from examples.tasks.thresholds import Fixed, Threshold
 from examples.vision.module import VisionModule
 from lightning_prune import WeightedLossMixin
 
 
 @final
 class FixMatch(WeightedLossMixin, L.LightningModule):
-    """Sohn et al., "FixMatch", NeurIPS 2020; Zhang et al., "FlexMatch", NeurIPS 2021.
+    """A classifier that learns from its own sure guesses.
 
     Args:
         num_classes: Number of classes.
         arch: A model of timm.
         model_args: Further arguments of it.
         cifar_stem: That of ResNets on images of 32 x 32.
-        threshold: Confidence from which on a guess is trained on.
-        flexible: FlexMatch: a threshold of each class, lower where few guesses, of this device, are of it.
-        num_unlabelled: Number of unlabelled samples.
+        threshold: How confident a guess has to be; None: 0.95, FixMatch's.
         lr: Learning rate of SGD.
     """
 
@@ -49,24 +48,13 @@ class FixMatch(WeightedLossMixin, L.LightningModule):
         arch: str = "resnet18",
         model_args: dict[str, Any] | None = None,
         cifar_stem: bool = True,
-        threshold: float = 0.95,
-        flexible: bool = False,
-        num_unlabelled: int = 50_000,
+        threshold: Threshold | None = None,
         lr: float = 0.03,
     ) -> None:
         super().__init__()
-        self.lr, self.threshold, self.flexible = lr, threshold, flexible
+        self.lr = lr
+        self.threshold = threshold or Fixed()
         self.net = VisionModule(arch, num_classes, model_args=model_args, cifar_stem=cifar_stem).net
-        self.num_classes = num_classes
-        self.register_buffer("guesses", torch.zeros(num_unlabelled, dtype=torch.int64))  # last sure one + 1; 0: none
-        self.guesses: Tensor
-
-    def thresholds(self) -> Tensor:
-        """Return the threshold of each class ``(C,)``."""
-        counts = torch.zeros(self.num_classes + 1, device=self.device)
-        counts.scatter_add_(0, self.guesses, torch.ones_like(self.guesses, dtype=counts.dtype))
-        share = counts[1:] / counts.max() if self.flexible else torch.ones_like(counts[1:])
-        return self.threshold * share / (2 - share)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         (images, targets), ((weak, strong), _, ids) = batch["labelled"], batch["unlabelled"]
@@ -74,9 +62,9 @@ class FixMatch(WeightedLossMixin, L.LightningModule):
             [len(images), len(weak), len(strong)]
         )
         confidence, guesses = weak_logits.detach().softmax(1).max(1)
-        trusted = confidence >= self.thresholds()[guesses]
-        self.guesses[ids] = torch.where(confidence >= self.threshold, guesses + 1, self.guesses[ids])
+        trusted = confidence >= self.threshold(guesses, self.global_step)
         labelled = self.weighted_loss(F.cross_entropy(logits, targets, reduction="none"), loader="labelled")
+        self.threshold.note(self.global_step, labelled.detach(), ids, guesses, confidence)
         losses = F.cross_entropy(strong_logits, guesses, reduction="none")
         return labelled + self.weighted_loss(losses, mask=trusted, loader="unlabelled")
 

@@ -36,6 +36,7 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         label_smoothing: Share of a label that is spread over all classes.
         mixup: Parameter of MixUp; 0: off. A sample's loss is then that of its mixture with its neighbour.
         cutmix: Parameter of CutMix; 0: off. With both, each batch draws one of them.
+        bce: A sample's loss is the mean of binary cross-entropies over the classes, and not the cross-entropy.
         optimizer: timm's name: ``"momentum"`` (SGD), ``"sgd"`` (with Nesterov's momentum), ``"lars"``, ``"lamb"``,
             ``"adamw"``, ...
         lr: Highest learning rate.
@@ -58,6 +59,7 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        bce: bool = False,
         optimizer: str = "momentum",
         lr: float = 0.2,
         weight_decay: float = 5e-4,
@@ -86,6 +88,9 @@ class VisionModule(WeightedLossMixin, L.LightningModule):
         images, targets = batch if self.mix is None else self.mix(*batch)  # mixed targets are (B, C)
         logits = self(images)
         hp: Any = self.hparams
+        if hp.bce:
+            wanted = targets if targets.dim() == 2 else torch.zeros_like(logits).scatter_(1, targets[:, None], 1)
+            return self.weighted_loss(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"))  # (B, C)
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=hp.label_smoothing)
         return self.weighted_loss(losses, logits=logits, targets=targets if targets.dim() == 1 else None)
 

@@ -28,6 +28,7 @@ class SOPModule(WeightedLossMixin, L.LightningModule):
         arch: A ResNet of timm.
         model_args: Further arguments of the model.
         lr: Highest learning rate of the network.
+        weight_decay: Weight decay of the network: 5e-4 on CIFAR-10, 1e-3 on CIFAR-100.
         lr_u: Learning rate of SOP's u: 10 on CIFAR-10, 1 on CIFAR-100.
         lr_v: Learning rate of SOP's v: 100 on CIFAR-10, 10 on CIFAR-100.
         consistency: Weight of the divergence between the two views.
@@ -41,6 +42,7 @@ class SOPModule(WeightedLossMixin, L.LightningModule):
         arch: str = "resnet18",
         model_args: dict[str, Any] | None = None,
         lr: float = 0.02,
+        weight_decay: float = 5e-4,
         lr_u: float = 10.0,
         lr_v: float = 100.0,
         consistency: float = 0.9,
@@ -71,7 +73,7 @@ class SOPModule(WeightedLossMixin, L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp: Any = self.hparams
-        network = {"params": self.net.parameters(), "lr": hp.lr, "momentum": 0.9, "weight_decay": 5e-4}
+        network = {"params": self.net.parameters(), "lr": hp.lr, "momentum": 0.9, "weight_decay": hp.weight_decay}
         optimizer = torch.optim.SGD([network, *self.sop.param_groups(hp.lr_u, hp.lr_v)])
         steps = self.trainer.estimated_stepping_batches + 1  # one more: the schedule is stepped after the last, too
         cosine = [lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1.0)), *[lambda step: 1.0] * 2]

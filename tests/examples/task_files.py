@@ -97,6 +97,25 @@ def write_coco(root: Path) -> None:
     (root / "annotations" / "captions_train2017.json").write_text(json.dumps(found))
 
 
+def write_msrvtt(root: Path) -> None:
+    """Write five videos of 2 to 6 frames with two captions each, in another order, and one that is held out."""
+    rng, sentences = drawn(), []
+    for i in range(6):
+        for k in range(2 + i):
+            save_image(root / "frames" / f"video{i}" / f"{k:04d}.jpg", pixels(rng, 24, 32, 3))
+        sentences += [
+            {"caption": f"a {'very ' * i}fast car {k}", "video_id": f"video{i}", "sen_id": 2 * i + k} for k in range(2)
+        ]
+    found = {
+        "info": {"year": "2016"},
+        "videos": [
+            {"video_id": f"video{i}", "split": "validate" if i == 3 else "train", "start time": 0.0} for i in range(6)
+        ],
+        "sentences": sentences[::-1],
+    }
+    (root / "train_val_videodatainfo.json").write_text(json.dumps(found))
+
+
 def write_mjsynth(root: Path) -> None:
     rng, words = drawn(), ["Lube", "I", "extraordinarily", "slicker", "DOS"]
     names = [f"./{i % 3}/1/{i}_{words[i % 5]}_{40 + i}.jpg" for i in range(SAMPLES)]

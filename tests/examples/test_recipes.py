@@ -13,6 +13,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 import yaml
@@ -120,6 +121,9 @@ RECIPES = {
     "cifar10_resnet50_repb": (VISION, cifar("CIFAR10"), {"model__model_args": THIN}),
     "cifar100_resnet50_repb": (VISION, cifar("CIFAR100"), {"model__model_args": THIN}),
     "cifar100n_infobatch_alignprune": (VISION, cifar("CIFAR100"), {"model__model_args": THIN, **ALIGNED}),
+    "cifar100n_sop_alignprune": (
+        VISION, cifar("CIFAR100"), {"model__model_args": THIN, "model__num_samples": files.TRAIN, **ALIGNED},
+    ),
     "cifar100_resnet18_tdds_score": (VISION, cifar("CIFAR100"), {"model__model_args": THIN, **WINDOW}),
     "cifar100_resnet18_tdds_prune": (VISION, cifar("CIFAR100"), {"model__model_args": THIN}),
     "cifar10_cross_architecture_tdds": (VISION, cifar("CIFAR10"), {"model__model_args": THIN}),
@@ -129,6 +133,9 @@ RECIPES = {
     "imagenet_resnet18_repb": (VISION, imagenet, {**IMAGES, "model__model_args": THIN}),
     "imagenet_resnet50_repb": (VISION, imagenet, {**IMAGES, "model__model_args": THIN}),
     "imagenet_efficientnet_repb": (VISION, imagenet, IMAGES),
+    "imagenet_resnet50_timm_orderdp": (
+        VISION, imagenet, {**IMAGES, "data__held_out_size": 40, "data__resize": 44, "model__model_args": THIN},
+    ),
     "imagenet_swin_t_orderdp": (VISION, imagenet, {**IMAGES, "model__model_args": SWIN}),
     "imagenet_resnet34_tdds_score": (VISION, imagenet, {**IMAGES, "model__model_args": THIN, **WINDOW}),
     "imagenet_resnet34_tdds_prune": (VISION, imagenet, {**IMAGES, "model__model_args": THIN}),
@@ -194,6 +201,7 @@ def block(width):
 MAE_DECODER = (768 + 1) * 512 + 512 + 197 * 512 + 8 * block(512) + 2 * 512 + (512 + 1) * 768
 """He et al.: a width of 512, 8 blocks; to and from it, a mask's vector, places, a norm."""
 WEIGHTS = {
+    "imagenet_resnet50_timm_orderdp": published("resnet50"),
     "cifar10_resnet18_repb": for_cifar("resnet18", 10, 512),
     "cifar100_resnet18_orderdp": for_cifar("resnet18", 100, 512),
     "cifar10_resnet50_orderdp": for_cifar("resnet50", 10, 2048),
@@ -316,6 +324,30 @@ def test_mae_loss_is_that_of_the_hidden_patches(monkeypatch):
     seen = image.clone()
     seen[:, :, 16:, :16] = 0  # the patch that was seen changes the prediction
     assert float(model.losses(seen)) != float(loss)
+
+
+@pytest.mark.skipif("efficientvim_m1" not in timm.list_models(), reason="this timm does not have it")
+def test_a_state_space_network_by_flag(fit, tmp_path, monkeypatch):
+    """In place of Vim, of RePB's Table 3, which timm does not have."""
+    imagenet(tmp_path, monkeypatch)
+    thin = {"model__arch": "efficientvim_m1", "model__model_args": "{embed_dim: [8, 8, 8], depths: [1, 1, 1]}"}
+    cli = fit(f"{VISION}/imagenet_efficientnet_repb.yaml", **IMAGES, **thin)
+    assert type(cli.model.net).__name__ == "EfficientViM"
+    assert 0 < registry_of(cli).saved_fraction < 1
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_binary_cross_entropy_is_the_mean_over_classes(mixed):
+    torch.manual_seed(0)
+    model = VisionModule("resnet18", 3, model_args=yaml.safe_load(THIN), bce=True)
+    logits = torch.randn(2, 3)
+    model.forward = lambda images: logits
+    targets = torch.tensor([[0.3, 0.7, 0.0], [0.0, 0.5, 0.5]]) if mixed else torch.tensor([2, 0])
+    wanted = targets.tolist() if mixed else [[0, 0, 1], [1, 0, 0]]
+    total = 0.0
+    for chances, row in zip(logits.sigmoid().tolist(), wanted, strict=True):
+        total -= sum(t * np.log(p) + (1 - t) * np.log(1 - p) for p, t in zip(chances, row, strict=True)) / 3
+    assert float(model.training_step([torch.zeros(2, 3, 32, 32), targets], 0)) == pytest.approx(total / 2, rel=1e-6)
 
 
 def test_layers_of_a_transformer_have_falling_rates(tmp_path, monkeypatch):

@@ -82,6 +82,16 @@ def image_to_text(model, batch):
         yield -sum(chances[i, token] for i, token in enumerate(tokens)) / len(tokens)
 
 
+def video_to_text(model, batch):
+    """Each frame by itself, and each text without its padding."""
+    for frames, tokens in zip(*batch, strict=True):
+        tokens = tokens[tokens != 0]
+        patches = torch.cat([model.net.encoder(frame[None]).last_hidden_state[0] for frame in frames])
+        before = torch.tensor([[0, *tokens[:-1]]])
+        chances = model.net.decoder(before, encoder_hidden_states=patches[None]).logits[0].log_softmax(1)
+        yield -sum(chances[i, token] for i, token in enumerate(tokens)) / len(tokens)
+
+
 def clip(model, batch):
     images = [model.net.get_image_features(image[None]).pooler_output[0] for image in batch[0]]
     texts = [model.net.get_text_features(text[text != 0][None]).pooler_output[0] for text in batch[1]]
@@ -123,22 +133,41 @@ def geo_localisation(model, batch):
         yield sum(triplets) / len(triplets)
 
 
-def fixmatch(model, batch):
-    """None where the guess is not sure enough; FlexMatch's thresholds by counts of the guesses so far."""
-    guesses, share = Counter(model.guesses.tolist()), dict.fromkeys(range(10), 1.0)
-    if model.flexible:
-        share = {c: guesses[c + 1] / max(guesses.values()) for c in range(10)}
+def guessed(model, batch, is_sure):
+    """None where the guess is not sure enough."""
     for weak, strong in zip(*batch["unlabelled"][0], strict=True):
         chances = model.net(weak[None])[0].softmax(0)
         guess = int(chances.argmax())
-        sure = chances[guess] >= model.threshold * share[guess] / (2 - share[guess])
-        yield -model.net(strong[None])[0].log_softmax(0)[guess] if sure else None
+        yield -model.net(strong[None])[0].log_softmax(0)[guess] if is_sure(guess, float(chances[guess])) else None
+
+
+def fixmatch(model, batch):
+    return guessed(model, batch, lambda guess, confidence: confidence >= 0.8)
+
+
+def flexmatch(model, batch):
+    """Thresholds by counts of the guesses so far."""
+    guesses = Counter(model.threshold.guesses.tolist())
+    share = [guesses[c + 1] / max(guesses.values()) for c in range(10)]
+    return guessed(model, batch, lambda guess, confidence: confidence >= 0.8 * share[guess] / (2 - share[guess]))
+
+
+def dash(model, batch):
+    """After two steps, in which the mean loss on labels moves by a tenth, a bound that falls to 0.7 in the next."""
+    step, seen = model.global_step, model.__dict__.setdefault("seen", [])
+    if step < 2:
+        images, targets = batch["labelled"]
+        seen.append(sum(-float(z.log_softmax(0)[t]) for z, t in zip(model.net(images), targets, strict=True)) / 4)
+        return guessed(model, batch, lambda guess, confidence: False)
+    bound = max(1.0001 * (0.9 * seen[0] + 0.1 * seen[1]) / 30 ** (step - 2), 0.7)
+    return guessed(model, batch, lambda guess, confidence: -np.log(confidence) <= bound)
 
 
 def unlike_guesses(model):
     """Have a fresh classifier guess unlike classes, some surely; and FlexMatch remember some guesses."""
     model.net.head.weight.data.mul_(100)
-    model.guesses.copy_(torch.tensor([0, 1, 2, 3, 4, *[9] * 5]))
+    if hasattr(model.threshold, "guesses"):
+        model.threshold.guesses.copy_(torch.tensor([0, 1, 2, 3, 4, *[9] * 5]))
 
 
 def ddpm(model, batch):
@@ -183,9 +212,14 @@ DECODER = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pd
 TIMM = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0}
 FEW_LABELS = {
     "data.name": "CIFAR10", "data.labels": 1, "data.ratio": 1, "model.num_classes": 10, "model.cifar_stem": False,
-    "model.arch": "vit_tiny_patch16_224", "model.model_args": {**TIMM, "img_size": 32}, "model.num_unlabelled": 10,
-    "model.threshold": 0.8, "model.lr": 1e-5,
+    "model.arch": "vit_tiny_patch16_224", "model.model_args": {**TIMM, "img_size": 32}, "model.lr": 1e-5,
 }  # fmt: skip
+
+
+def write_cifar(root, monkeypatch):
+    files.write_cifar(root, "CIFAR10", monkeypatch)
+
+
 CASES = {
     "audio": Case(
         lambda root, _: task_files.write_speech_commands(root / "speech_commands_v0.02"),
@@ -193,15 +227,26 @@ CASES = {
         {"model.num_classes": 2, "model.model_args": {**VIT, "frequency_stride": 16, "time_stride": 16}},
     ),
     "ddpm": Case(
-        lambda root, patch: files.write_cifar(root, "CIFAR10", patch),
+        write_cifar,
         ddpm,
         {"model.patch": 8, "model.width": 16, "model.depth": 1, "model.heads": 2},
     ),
     "fixmatch": Case(
-        lambda root, patch: files.write_cifar(root, "CIFAR10", patch), fixmatch, FEW_LABELS, unlike_guesses
+        write_cifar, fixmatch,
+        {**FEW_LABELS, "model.threshold": "examples.tasks.thresholds.Fixed", "model.threshold.value": 0.8},
+        unlike_guesses,
     ),
     "flexmatch": Case(
-        lambda root, patch: files.write_cifar(root, "CIFAR10", patch), fixmatch, FEW_LABELS, unlike_guesses
+        write_cifar, flexmatch,
+        {**FEW_LABELS, "model.threshold.num_classes": 10, "model.threshold.num_unlabelled": 10,
+         "model.threshold.value": 0.8},
+        unlike_guesses,
+    ),
+    "dash": Case(
+        write_cifar, dash,
+        {**FEW_LABELS, "model.threshold.warmup": 2, "model.threshold.every": 1, "model.threshold.gamma": 30,
+         "model.threshold.lowest": 0.7},
+        unlike_guesses,
     ),
     "geo_localisation": Case(
         lambda root, _: task_files.write_cvusa(root / "cvusa"),
@@ -267,12 +312,18 @@ CASES = {
         segmentation,
         {"data.size": 32, "model.arch": "lraspp_mobilenet_v3_large", "model.model_args": "null"},
     ),
+    "video_captioning": Case(
+        lambda root, _: task_files.write_msrvtt(root / "msr-vtt"),
+        video_to_text,
+        {"data.size": "[32, 32]", "data.frames": 3, "model.size": "[32, 32]", "model.encoder_args": VIT,
+         "model.decoder_args": DECODER},
+    ),
     "vae": Case(lambda root, _: task_files.write_mnist(root), vae, {"model.hidden": 8, "model.code": 3}),
 }  # fmt: skip
 """By the name of the yaml."""
 
 
-AS_STORED = ("audio", "captioning", "clip", "depth", "geo_localisation", "scene_text", "vae")
+AS_STORED = ("audio", "captioning", "clip", "depth", "geo_localisation", "scene_text", "vae", "video_captioning")
 """Tasks without augmentation: a row of a batch is what the data set has at that sample's id."""
 DROPS_LAST = ("clip", "simclr")
 """Tasks whose loader leaves out a shorter last batch."""
@@ -332,7 +383,7 @@ def test_task(name, fit, tmp_path, monkeypatch):
     assert {i: float(registry.losses[i]) for i in watch.expected} == pytest.approx(watch.expected, rel=1e-4, abs=1e-6)
     assert len(set(watch.expected.values())) > 1
     assert watch.without == set()
-    assert bool(watch.missing) == (name in ("fixmatch", "flexmatch"))
+    assert bool(watch.missing) == (name in ("dash", "fixmatch", "flexmatch"))
     assert all(parameter.isfinite().all() for parameter in cli.model.parameters())
 
 
