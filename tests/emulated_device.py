@@ -29,7 +29,10 @@ _into: list[Counter[str]] = []
 
 @contextlib.contextmanager
 def counted(into: Counter[str]) -> Iterator[None]:
-    """Count what the host waits for in the block, by operator; copies to it with their elements: ``copy of 40``."""
+    """Count what the host waits for in the block, by operator, and copies with their elements.
+
+    ``copy of 40`` goes to the host; ``upload of 40`` to the device, from a host that does not go on meanwhile.
+    """
     _into.append(into)
     try:
         yield
@@ -78,7 +81,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     to_host = name == "_to_copy" and torch.device(kwargs.get("device") or DEVICE).type == "cpu"
     to_host |= name in ("copy_", "_copy_from") and not isinstance(args[name == "_copy_from"], EmulatedTensor)
-    if _into and here:
+    uploads = name == "copy_" and isinstance(args[0], EmulatedTensor) and not isinstance(args[1], EmulatedTensor)
+    if _into and uploads and args[1].dim() and not any(args[2:]):
+        _into[-1][f"upload of {args[1].numel()}"] += 1
+    if _into and here and not uploads:
         by_mask = name.startswith("index") and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in here[1:])
         if to_host:
             _into[-1][f"copy of {here[0].numel()}"] += 1
@@ -119,7 +125,7 @@ for _op in _FACTORIES:
 
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    return run(torch.ops.aten.copy_.default, (target, source), {})
+    return run(torch.ops.aten.copy_.default, (target, source, non_blocking), {})
 
 
 _ATEN.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -11,132 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prune import InfoBatch, LabelIssues, PruningMonitor, PruningReport, ScoreRegistry, scoring
-from lightning_prune.scoring import ScoreRecorder
-from lightning_prune.testing.method import checkpointing, step_of
 from lightning_prune.testing.processes import fork
 from tests import contract, emulated_streams
-from tests.helpers import Model, make_loader, make_trainer
+from tests.devices import EPOCHS, NUM_SAMPLES, train, train_beside
 from tests.processes import ROOT, python
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs torch 2.9"
 )
-NUM_SAMPLES, EPOCHS = 120, 4
 WORDS = NUM_SAMPLES // 10
 """Elements from which a copy counts as one of O(n): a batch has 10."""
 
 
-def train(method, **trainer):
-    """Train and return what came of it, and what was waited for in steps, and in the turns of epochs."""
-    from tests.emulated_device import counted
-
-    steps, turns = Counter(), []
-
-    class Watched(ScoreRegistry):
-        def on_train_batch_start(self, *args):
-            with counted(steps):
-                super().on_train_batch_start(*args)
-
-        def on_train_batch_end(self, *args):
-            with counted(steps):
-                super().on_train_batch_end(*args)
-
-        def on_train_epoch_start(self, *args):
-            turns.append(Counter())
-            with counted(turns[-1]):
-                super().on_train_epoch_start(*args)
-
-        def on_train_epoch_end(self, *args):
-            turns.append(Counter())
-            with counted(turns[-1]):
-                super().on_train_epoch_end(*args)
-
-    class WatchedModel(Model):
-        def weighted_loss(self, losses, **kwargs):
-            with counted(steps):
-                return super().weighted_loss(losses, **kwargs)
-
-    model, registry = WatchedModel(), Watched()
-    make_trainer(registry, method, max_epochs=EPOCHS, **trainer).fit(model, make_loader(NUM_SAMPLES, 10))
-    return {
-        "seen": model.seen,
-        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
-        "table": registry.to_dict(),
-        "state": registry.state_dict(),
-        "saved": registry.saved_fraction,
-        "device": registry.losses.device.type,
-        "steps": dict(steps),
-        "turns": [dict(turn) for turn in turns],
-    }
-
-
-TRACKERS = ["TDDS", "AUM", "EL2N", "Forgetting", "DynUnc"]
-STEP_HOOKS = ("on_train_batch_start", "on_before_backward", "on_train_batch_end")
-
-
-def watched(callback, into):
-    """Count what a callback's hooks of a step wait for."""
-    from tests.emulated_device import counted
-
-    def watch(hook):
-        def call(*args):
-            with counted(into):
-                return hook(*args)
-
-        return call
-
-    for name in STEP_HOOKS:
-        setattr(callback, name, watch(getattr(callback, name)))
-    return callback
-
-
-def beside(folder, ckpt_path=None, **trainer):
-    """Train with all that looks on; return what each of them knows, by name, and what their steps waited for."""
-    trackers = [getattr(scoring, name)(**({"window": 3} if name in ("TDDS", "DynUnc") else {})) for name in TRACKERS]
-    recorder, issues, report = ScoreRecorder(trackers), LabelIssues(), PruningReport(folder / "report.md")
-    registry, monitor, steps = ScoreRegistry(), PruningMonitor(), Counter()
-    saves = [] if ckpt_path else checkpointing(folder)
-    callbacks = [watched(one, steps) for one in (registry, InfoBatch(seed=2), recorder, issues, monitor, report)]
-    run = make_trainer(*callbacks, *saves, max_epochs=EPOCHS, enable_checkpointing=bool(saves), **trainer)
-    model = Model()
-    run.fit(model, make_loader(NUM_SAMPLES, 10), ckpt_path=ckpt_path, weights_only=False)
-    parts = {
-        "table": registry.to_dict(),
-        "weight": model.state_dict(),
-        "score": {name: tracker.compute() for name, tracker in zip(TRACKERS, trackers, strict=True)},
-        "issue": issues.issues(),
-        "report": report.history.columns(),
-        "metric": {name: value for name, value in run.callback_metrics.items() if "seconds" not in name},
-    }
-    found = {f"{part} {name}": value.cpu() for part, values in parts.items() for name, value in values.items()}
-    return {"found": found, "steps": dict(steps)}
-
-
-def train_beside(folder, where):
-    """Return a run that others look on, and what it ends as when it is resumed in the middle of an epoch.
-
-    Args:
-        folder: Where checkpoints go.
-        where: Makes arguments of a Trainer that say on which device.
-    """
-    whole = beside(folder, **where())
-    middle = sorted(folder.glob("step/*.ckpt"), key=step_of)[15]
-    held = torch.load(middle, weights_only=False)["callbacks"]["ScoreRegistry"]["losses"]
-    return {"whole": whole, "resumed": beside(folder, middle, **where()), "saved on": held.device.type}
-
-
 def train_all(folder):
-    from tests.emulated_device import on_device
+    from tests.emulated_device import counted, on_device
 
     warnings.simplefilter("ignore")
     for case in contract.CASES:
         if case in contract.FROM_FILES:
             continue
-        torch.save(train(contract.make(case)), folder / f"{case} cpu.pt")
-        torch.save(train(contract.make(case), **on_device()), folder / f"{case} emulated.pt")
+        torch.save(train(contract.make(case), counted, counted), folder / f"{case} cpu.pt")
+        torch.save(train(contract.make(case), counted, counted, **on_device()), folder / f"{case} emulated.pt")
     for name, where in (("cpu", dict), ("emulated", on_device)):
-        torch.save(train_beside(folder / f"beside {name}", where), folder / f"beside {name}.pt")
+        torch.save(train_beside(folder / f"beside {name}", counted, where), folder / f"beside {name}.pt")
     for name in emulated_streams.CASES:
         torch.save(emulated_streams.train(name), folder / f"{name} cpu.pt")
         torch.save(emulated_streams.train(name, **on_device()), folder / f"{name} emulated.pt")
@@ -177,7 +74,9 @@ def test_what_an_epoch_waits_for(runs, case):
     copies, values = map(int, re.search(rf"(?m)^\| {case} \| (\d+) \| (\d+) \|$", text).groups())
     turns = runs[f"{case} emulated"]["turns"]
     for end, start in zip(turns[1::2], turns[2::2], strict=False):
-        total = Counter(end) + Counter(start)
+        total = Counter(
+            {name: number for name, number in (Counter(end) + Counter(start)).items() if "upload" not in name}
+        )
         sizes = [int(size) for name in total for size in re.findall(r"copy of (\d+)", name) for _ in range(total[name])]
         assert sum(size >= WORDS for size in sizes) <= copies
         assert total.total() <= values
@@ -227,7 +126,9 @@ def _mix():
         assert int(there.sum()) == 3
         assert there[there > 0].cpu().tolist() == [1, 2]
         assert bool((there * torch.tensor(2)).max() == 4)  # a 0-d tensor may live anywhere
-    assert waited == {"copy of 3": 1, "copy of 2": 1, "_local_scalar_dense": 2, "index": 1}
+        torch.ones(4).to(DEVICE, non_blocking=True)
+        torch.ones(4).to(DEVICE)
+    assert waited == {"upload of 4": 1, "copy of 3": 1, "copy of 2": 1, "_local_scalar_dense": 2, "index": 1}
 
 
 if __name__ == "__main__":

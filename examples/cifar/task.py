@@ -130,12 +130,12 @@ def small_network() -> nn.Sequential:
 
 
 def resnet18() -> nn.Module:
-    """Return torchvision's ResNet-18 with the papers' stem for small images."""
+    """Return torchvision's ResNet-18 with the papers' stem for small images, channels last: fast on a GPU."""
     from torchvision.models import resnet18
 
     network: nn.Module = resnet18(num_classes=10)
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return network
+    return network.to(memory_format=torch.channels_last)
 
 
 @final

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.arrays import ids_of, to_device
 from lightning_prune.core.begun import Begun, joined, pack_steps
 from lightning_prune.core.checks import LoaderError
 from lightning_prune.core.part import Part
@@ -176,7 +176,7 @@ class RunningEpoch:
         self._weight_views: tuple[Tensor, ...] = ()
         self._targets: list[Tensor] | None = None
         weights = rest.weights
-        self.weights = None if weights is None else rest.shard(weights, self.rank).to(device, non_blocking=True)
+        self.weights = None if weights is None else to_device(rest.shard(weights, self.rank), device)
         plain = weighs and weights is None
         self._ones = torch.ones(self.cuts.longest, dtype=torch.float32, device=device) if plain else None
         self._slots: slice | Tensor = slice(0, 0)
@@ -186,7 +186,7 @@ class RunningEpoch:
     @cached_property
     def shard(self) -> Tensor:
         """Sample ids ``(shard_size,)``, int64, of this rank, on the device."""
-        return self.rest.shard(self.rest.order, self.rank).to(self.device).long()
+        return to_device(self.rest.shard(self.rest.order, self.rank), self.device).long()
 
     @cached_property
     def digest(self) -> str:
