@@ -430,7 +430,7 @@ class RunningEpoch:
         if self.plan.world_size > 1:
             logs = torch.empty(self.plan.world_size, *log.shape, dtype=torch.float32, device=self.device)
             torch.distributed.all_gather_into_tensor(logs.view(-1), log.reshape(-1))
-        values, indices = self._whole(self.rest.unshard(logs)), self.plan.order.to(self.device).long()
+        values, indices = self._whole(self.rest.unshard(logs)), to_device(self.plan.order, self.device).long()
         present = None
         if self.plan.may_repeat:
             present = values[0] != ABSENT

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of, is_ascending, to_host
+from lightning_prune.core.arrays import ids_of, is_ascending, to_device, to_host
 from lightning_prune.core.checks import check_int, check_ratio
 from lightning_prune.core.draw import regroup
 from lightning_prune.core.part import Part
@@ -54,14 +54,14 @@ def random_submask(mask: Tensor, count: int, generator: torch.Generator, part: P
     numpy_rng = numpy_generator(generator)
     thrown = coins(numpy_rng, part)
     threshold = round(count / max(1, part.count(mask)) * 65536)
-    drawn = mask & torch.from_numpy(thrown < threshold).to(mask.device)
+    drawn = mask & to_device(torch.from_numpy(thrown < threshold), mask.device)
     excess = part.count(drawn) - count
     if excess != 0:
         candidates = ids_of(drawn if excess > 0 else mask & ~drawn)
         of_candidates = part.narrow(len(candidates))
         picks = numpy_rng.choice(of_candidates.total, abs(excess), replace=False, shuffle=False) - of_candidates.start
         own = torch.from_numpy(picks[(picks >= 0) & (picks < len(candidates))])
-        drawn[candidates[own.to(mask.device)]] = excess < 0
+        drawn[candidates[to_device(own, mask.device)]] = excess < 0
     return drawn
 
 

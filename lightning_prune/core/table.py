@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.arrays import ids_of, to_device
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import check_table_path, save_table
 from lightning_prune.core.moment import Moment
@@ -283,7 +283,7 @@ class SampleTable(ABC):
     def take_selection(self, selection: Selection) -> None:
         """Note which samples the coming epoch trains."""
         everything = self.part.sum(len(selection)) == self.num_samples
-        self._selected = None if everything else selection.mask(len(self.losses)).to(self.losses.device)
+        self._selected = None if everything else to_device(selection.mask(len(self.losses)), self.losses.device)
         self._own_weights = selection.weights if self.sharded else None
 
     @property

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_prune.core.arrays import is_finite, lowest
+from lightning_prune.core.arrays import is_finite, lowest, to_device
 from lightning_prune.core.checks import check_choice, check_int
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
@@ -375,7 +375,7 @@ class AlignPrune(ScoreWrapper):
         selection = self.base.select(registry.replace_scores(scores), epoch, generator)
         if surely_finite(scores):
             return selection if self.rescale else replace(selection, weights=None)
-        kept = selection.mask(len(scores)).to(scores.device)
+        kept = to_device(selection.mask(len(scores)), scores.device)
         everyone = Selection.from_mask(kept | scores.isnan())
         if selection.weights is None or not self.rescale:
             return everyone

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, kth_lowest
+from lightning_prune.core.arrays import count_true, ids_of, kth_lowest, to_device
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
@@ -54,7 +54,7 @@ def epsilon_greedy(
     keep = _highest(scores, num_keep - num_random, generator)
     if num_random:
         rest = ids_of(~keep)
-        drawn = permutation(len(rest), generator)[:num_random].to(rest.device)
+        drawn = to_device(permutation(len(rest), generator)[:num_random], rest.device)
         keep.index_fill_(0, rest.index_select(0, drawn), True)
     return Selection.from_mask(keep)
 
@@ -68,7 +68,7 @@ def _highest(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
     above, ties = values > threshold, ids_of(values == threshold)
     missing = k - count_true(above)
     if missing < len(ties):
-        ties = ties.index_select(0, permutation(len(ties), generator)[:missing].to(ties.device))
+        ties = ties.index_select(0, to_device(permutation(len(ties), generator)[:missing], ties.device))
     return above.index_fill_(0, ties, True)
 
 

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, is_finite
+from lightning_prune.core.arrays import count_true, ids_of, is_finite, to_device
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.part import Part
@@ -165,7 +165,7 @@ def _systematic_mask(inclusion: Tensor, generator: torch.Generator, part: Part) 
     open_ids = ids_of(~keep)
     if part.sum(len(open_ids)) == 0:
         return keep
-    order = permutation(len(open_ids), own_generator(generator, part)).to(inclusion.device)
+    order = to_device(permutation(len(open_ids), own_generator(generator, part)), inclusion.device)
     shuffled = open_ids.index_select(0, order)
     bounds = inclusion.new_zeros(len(shuffled) + 1, dtype=torch.float64)
     torch.cumsum(inclusion.index_select(0, shuffled), 0, dtype=torch.float64, out=bounds[1:])

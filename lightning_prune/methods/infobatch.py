@@ -8,6 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from lightning_prune.core.arrays import to_device
 from lightning_prune.core.checks import check_choice, check_int, check_ratio, check_scores
 from lightning_prune.core.moment import Moment
 from lightning_prune.core.part import Part
@@ -70,7 +71,7 @@ def infobatch(
         count = int(keep_ratio * num_low + torch.rand((), generator=generator, dtype=torch.float64).item())
         dropped = random_submask(low, num_low - count, generator, part)
     else:
-        dropped = low & (uniform(generator, part) >= keep_ratio).to(low.device)
+        dropped = low & to_device(uniform(generator, part) >= keep_ratio, low.device)
     kept = Selection.from_mask(~dropped)
     weight_if_low = torch.tensor([1.0, 1 / keep_ratio], dtype=torch.float32, device=scores.device)
     return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))

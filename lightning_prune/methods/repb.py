@@ -9,7 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of, is_finite
+from lightning_prune.core.arrays import ids_of, is_finite, to_device
 from lightning_prune.core.checks import check_choice, check_int, check_number, check_ratio, check_scores
 from lightning_prune.core.epoch import EpochRecord
 from lightning_prune.core.plan import Selection
@@ -61,8 +61,8 @@ def repb_retain(
     """
     check_ratio("prune_ratio", prune_ratio)
     low = below_window_mean(scores, window_ids)
-    coins = torch.rand(len(scores), generator=resolve_generator(generator), dtype=torch.float32).to(scores.device)
-    return ~low | (coins >= prune_ratio)
+    coins = torch.rand(len(scores), generator=resolve_generator(generator), dtype=torch.float32)
+    return ~low | to_device(coins >= prune_ratio, low.device)
 
 
 def repb_resample(trained: Tensor, prune_ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
@@ -87,8 +87,8 @@ def repb_resample(trained: Tensor, prune_ratio: float, *, generator: torch.Gener
     check_ratio("prune_ratio", prune_ratio)
     if trained.dtype != torch.bool:
         raise TypeError(f"Expected `trained` to be a bool tensor, but got {trained.dtype}.")
-    coins = torch.rand(len(trained), generator=resolve_generator(generator), dtype=torch.float32).to(trained.device)
-    return ~trained & (coins >= prune_ratio)
+    coins = torch.rand(len(trained), generator=resolve_generator(generator), dtype=torch.float32)
+    return ~trained & to_device(coins >= prune_ratio, trained.device)
 
 
 def ctr_weights(counts: Tensor, num_epochs: int) -> Tensor:
@@ -302,7 +302,7 @@ class RePB(PruningCallback):
         """Throw each sample's coin, and weigh those that are in by their attendance."""
         chance = registry.column(_CHANCE)
         part = registry.part
-        kept = Selection.from_mask(uniform(generator, part).to(chance.device) < chance)
+        kept = Selection.from_mask(to_device(uniform(generator, part), chance.device) < chance)
         if part.sum(len(kept)) == 0:  # a few samples may all leave by the importance rule; an epoch cannot be empty
             highest = part.gather(chance.max())
             if int(highest.argmax()) == part.rank:
@@ -344,9 +344,9 @@ class RePB(PruningCallback):
             chance.masked_fill_(unanswered, 1 - ratio)
         if self.rule == "importance":
             chances = windows.judged(partial(_chances, ratio), torch.float32)
-            chance.scatter_(0, record.indices, chances.to(chance.device))
+            chance.scatter_(0, record.indices, to_device(chances, chance.device))
         else:
-            chance.index_fill_(0, record.indices.index_select(0, ids_of(low).to(chance.device)), 1 - ratio)
+            chance.index_fill_(0, record.indices.index_select(0, to_device(ids_of(low), chance.device)), 1 - ratio)
         registry.state[_RATIO].fill_(ratio)
 
     def _note_missed(self, registry: SampleTable, record: EpochRecord) -> None:

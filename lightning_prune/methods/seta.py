@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import count_true, ids_of, is_finite, sort_rows
+from lightning_prune.core.arrays import count_true, ids_of, is_finite, sort_rows, to_device
 from lightning_prune.core.checks import check_int, check_ratio, check_scores
 from lightning_prune.core.part import Part
 from lightning_prune.core.plan import Selection, num_keep, random_submask
@@ -165,7 +165,7 @@ def seta(
     generator = resolve_generator(generator)
     part = Part.whole(len(scores)) if part is None else part
     drawn = random_subset(part.total, num_keep(part.total, 1 - prune_ratio), generator=generator, part=part)
-    indices = drawn.indices.to(scores.device)
+    indices = to_device(drawn.indices, scores.device)
     if epoch > 0:
         values = scores.index_select(0, indices)
         inside = _in_window(values, epoch, num_groups, window_scale, generator, part.narrow(len(values)))
