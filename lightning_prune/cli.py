@@ -7,9 +7,9 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, NoReturn, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -30,6 +30,7 @@ _OTHER_COMMANDS = {
 """Commands beside those of LightningCLI, and the module whose ``main`` they call."""
 _SPELLINGS = {"find-label-issues": "find_label_issues"}
 """Commands as they are written, and the methods that LightningCLI looks for."""
+_KINDS = {"float": "a number", "int": "a whole number", "str": "a text", "bool": "true or false"}
 _NOISE = (
     "a class path (str)",
     "a dict with class_path entry",
@@ -55,31 +56,45 @@ def readable(message: str) -> str:
         ...         Option 'prune_rat' is not accepted
         ...     - Expected a <class 'NoneType'>
         ...   Given value: ...'''))
-        Parser key "trainer.callbacks":
+        `trainer.callbacks`:
           Problem with given class_path 'lightning_prune.InfoBatch':
               Option 'prune_rat' is not accepted
     """
     head, _, rest = message.partition("Errors:\n")
     if not rest:
-        return message
+        return _plainly(message)
     body = re.split(r"\n *Given value", rest)[0]
     problems = [problem.strip() for problem in re.split(r"(?m)^ *- ", body) if problem.strip()]
     told = [problem for problem in problems if not any(noise in problem.splitlines()[0] for noise in _NOISE)]
     told = list(dict.fromkeys(told))  # a union of types tells the same several times
     if any(problem.startswith("Expected a <class 'float'>") for problem in told):  # or a function: a ratio's schedule
-        given = re.search(r"(?m)^ *Given value: (.*)", rest)
         told = [problem for problem in told if "import path string" not in problem]
-        told = [f"{problem}. Got value: {given[1]}" if given and "float" in problem else problem for problem in told]
+    given = re.search(r"(?m)^ *Given value: (.*)", rest)
+    told = [_plainly(problem, given[1] if given else None) for problem in told]
     key = next(
         (line for line in head.splitlines() if line.strip() and "Union subtypes" not in line), "The configuration"
     )
     if not told:
         told = ["Expected a class path, or a dict with `class_path` and `init_args`"]
-    lines = [key, *("  " + re.sub(r"(?m)^ +", "      ", problem) for problem in told)]
+    lines = [_plainly(key), *("  " + re.sub(r"(?m)^ +", "      ", problem) for problem in told)]
     if any("import path" in problem for problem in told):
         methods = [name for name in lightning_prune.__all__ if _is_method(name)]
         lines.append(f"  No class of that name is known. Pruning methods: {', '.join(methods)}.")
     return "\n".join(lines)
+
+
+def _plainly(problem: str, given: str | None = None) -> str:
+    """Return a problem with types as words, and with the value that was given.
+
+    Example:
+        >>> _plainly("Expected a <class 'int'>", "abc"), _plainly("Expected a <class 'float'>. Got value: much")
+        ('Expected a whole number, but got abc', 'Expected a number, but got much')
+    """
+    problem = re.sub(r'^Parser key "([\w.]+)"', r"`\1`", problem)
+    problem = re.sub(r"\. Got value: (.*)", r", but got \1", problem)
+    if given is not None and re.fullmatch(r"Expected a <class '\w+'>", problem):
+        problem += f", but got {given}"
+    return re.sub(r"a <class '(\w+)'>", lambda found: _KINDS.get(found[1], f"a {found[1]}"), problem)
 
 
 def _is_method(name: str) -> bool:
@@ -96,7 +111,8 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         told = "\n".join([readable(message), *hints(message, self.given)])
-        sys.stderr.write(f"error: {told}\nFor all arguments: {self.prog} --help\n")
+        command = next((arg for arg in self.given[:1] if arg[:1] != "-"), "fit").replace("_", "-")
+        sys.stderr.write(f"error: {told}\nFor all arguments: lightning-prune {command} --help\n")
         raise SystemExit(2)
 
 
@@ -163,11 +179,18 @@ class PruneCLI(LightningCLI):
         parser.add_argument("-c", "--config", action="config", help="Path to a configuration file in yaml.")
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; that `advise` and `compare` hand arguments on is not the user's to be warned of."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
     def before_instantiate_classes(self) -> None:
         """Look for the files that are named, before model and data are built."""
         given = self.config.as_dict()
         given = given.get(self.subcommand or "", given)
         try:
+            _check_checkpoint(given.get("ckpt_path"))
             _check_files(given.get("trainer", {}).get("callbacks"), resumes=given.get("ckpt_path") is not None)
             if given.get("save_to"):
                 _check_folder(Path(given["save_to"]))
@@ -201,6 +224,12 @@ def _check_files(entry: Any, *, resumes: bool) -> None:
                 _check_folder(Path(value))
 
 
+def _check_checkpoint(path: Any) -> None:
+    """Raise OSError if a checkpoint is named that is not there; a word such as ``last`` is Lightning's to look up."""
+    if isinstance(path, str) and Path(path).suffix and ":" not in path and not Path(path).exists():
+        raise FileNotFoundError(f"Expected `ckpt_path` to be a checkpoint, but there is none at '{path}'.")
+
+
 def _check_readable(name: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file for `{name}`, but there is none at '{path}'.")
@@ -224,6 +253,12 @@ def _refusal(error: BaseException) -> str | None:
     while frames and not frames[-1][0].is_relative_to(_PACKAGE) and "site-packages" in frames[-1][0].parts:
         frames.pop()  # for example NumPy, which did not find our file
     return str(error) if frames and frames[-1][0].is_relative_to(_PACKAGE) else None
+
+
+def _is_of_a_checkpoint(error: BaseException) -> bool:
+    """Return whether a file could not be read that LightningCLI looks into before anything is built."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return {"_parse_ckpt_path", "load"} <= names
 
 
 def _plain_cause(error: BaseException) -> str:
@@ -256,11 +291,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.argv[1:], explained = explained, None
     try:
         PruneCLI(args=explained, save_config_callback=_SaveConfig)
-    except UnpicklingError as error:  # LightningCLI looks into the checkpoint before anything is built
-        reason = str(error).split(". ")[0]
-        sys.stderr.write(f"error: Expected `ckpt_path` to be a checkpoint, but it cannot be read: {reason}.\n")
-        raise SystemExit(2) from error
     except Exception as error:
+        if _is_of_a_checkpoint(error):
+            reason = str(error).split(". ")[0]
+            sys.stderr.write(f"error: Expected `ckpt_path` to be a checkpoint, but it cannot be read: {reason}.\n")
+            raise SystemExit(2) from error
         if (message := _refusal(error)) is None:
             raise
         sys.stderr.write(f"error: {message}\n")

@@ -30,6 +30,15 @@ _PARSERS: Mapping[str, Callable[[Sequence[str]], Any]] = {
     "compare": parse_compare,
     "report": parse_report,
 }
+_FORM = """\
+  model: {class_path: my_module.MyModel}
+  data: {class_path: my_module.MyData}    # not where the model has loaders of its own
+  trainer:
+    max_epochs: 100
+    callbacks:
+      - class_path: InfoBatch
+        init_args: {prune_ratio: 0.5}"""
+"""What a configuration looks like."""
 _OF_AN_OBJECT = {"class_path", "init_args", "dict_kwargs", "help"}
 
 
@@ -76,6 +85,9 @@ def page(command: str, what: str) -> str:
         "",
         f"{what[0].upper()}{what[1:]}.",
         "",
+        "FILE in yaml:",
+        _FORM,
+        "",
         "  -c, --config FILE: configuration in yaml; with several, the later ones win",
         "  --print_config: print every argument with its value and help, and do nothing",
         "  --seed_everything: bool | int = True",
@@ -116,8 +128,8 @@ def check(command: str, args: Sequence[str]) -> None:
     """
     fit = "fit" if command in _PARSERS else command
     entries: list[Any] = []
-    for path in _files(args):
-        content = _content(path)
+    contents = [_content(path) for path in _files(args)]
+    for content in contents:
         if isinstance(content, dict):
             _check_file(fit, content)
             trainer = content.get("trainer")
@@ -127,6 +139,8 @@ def check(command: str, args: Sequence[str]) -> None:
     for entry in entries:
         _check_callback(entry)
     _check_options(fit, args, entries, others=command in _PARSERS)
+    if command != "report":
+        _check_needed(command, contents, args)
 
 
 def _check_options(command: str, args: Sequence[str], entries: list[Any], *, others: bool) -> None:
@@ -149,6 +163,23 @@ def _check_options(command: str, args: Sequence[str], entries: list[Any], *, oth
             if None not in arguments and rest[1] not in every | _OF_AN_OBJECT:
                 near = _meant(rest[1], every, "--trainer.callbacks.")
                 raise _MistakeError(f"Expected an argument of a callback, but got --{name}.{near}")
+
+
+def _check_needed(command: str, contents: list[Any], args: Sequence[str]) -> None:
+    """Refuse a command without a module, or an argument that it needs, unless it only asks for help or the like."""
+    known = all(isinstance(content, dict) for content in contents)
+    asks = any(text.startswith("--print_") or text.partition("=")[0].endswith("help") for text in args)
+    if asks or not known:
+        return
+    given = {str(key).partition(".")[0] for content in contents for key in content}
+    given |= {text[2:].partition("=")[0].partition(".")[0] for text in args if text.startswith("--")}
+    if "model" not in given:
+        where = "the files of `--config` name none" if contents else "got neither `--config` nor `--model`"
+        raise _MistakeError(f"Expected a module to train, but {where}. A configuration looks like this:\n{_FORM}")
+    own = {} if command in _PARSERS else command_arguments(command)
+    if missing := [one for one in own.values() if one.default is None and one.name not in given]:
+        told = missing[0]
+        raise _MistakeError(f"Expected `--{told.name}`, which `{command}` needs, but got none. {told.help}")
 
 
 def _check_file(command: str, content: dict[Any, Any]) -> None:
@@ -228,11 +259,26 @@ def _content(path: str) -> Any:
     if os.path.isfile(path):
         try:
             return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            where = f"\n  See {path}, line {error.problem_mark.line + 1}." if error.problem_mark else ""
+            raise _MistakeError(f"Expected '{path}' to be yaml, but it is not: {error.problem}.{where}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return None
     if Path(path).suffix in (".yaml", ".yml", ".json") and "://" not in path and "{" not in path:
         raise _MistakeError(f"Expected `--config` to name a file, but there is none at '{path}'.")
     return None
+
+
+def sections(args: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what the command line, and then the configuration files name as model, data and optimizer."""
+    contents = [content for content in map(_content, _files(args)) if isinstance(content, dict)]
+    for section in ("model", "data", "optimizer", "lr_scheduler"):
+        entries: list[Any] = [value for flag, value in itertools.pairwise(args) if flag == f"--{section}"]
+        entries += [arg.partition("=")[2] for arg in args if re.match(rf"--{section}(\.class_path)?=", arg)]
+        entries += [content.get(section) for content in contents]
+        for entry in entries:
+            if isinstance(entry, str | dict):
+                yield section, {"class_path": entry} if isinstance(entry, str) else entry
 
 
 def lines_with(word: str, args: Sequence[str]) -> Iterator[str]:

@@ -18,6 +18,8 @@ _FILLED_IN = {"self", "model", "datamodule", "dataloaders", "train_dataloaders",
 PASSED_ON = ("trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
 """What the options of ``fit`` begin with that `compare` and `advise` take, too."""
 _SHARED = ("config", "print_config", "help", "seed_everything", *PASSED_ON[:-2])
+_WORDS = {"_PATH": "path", "_PRECISION_INPUT": "str | int", "_PLUGIN_INPUT": "plugin", "_LITERAL_WARN": "'warn'"}
+"""Types by Lightning's own names, in words."""
 _COMMANDS = {
     "score": ("scoring/trainer.py", "ScoringTrainer", "score"),
     "find-label-issues": ("analysis/trainer.py", "CommandTrainer", "find_label_issues"),
@@ -137,13 +139,29 @@ def arguments(function: ast.FunctionDef) -> list[Argument]:
     return [
         Argument(
             one.arg,
-            ast.unparse(one.annotation).strip("'\"") if one.annotation else "Any",
+            kind_of(one.annotation) if one.annotation else "Any",
             None if default is None else ast.unparse(default),
             told.get(one.arg, ""),
         )
         for one, default in zip(given, defaults, strict=True)
         if one.arg != "self"
     ]
+
+
+def kind_of(annotation: ast.expr) -> str:
+    """Return a type as text, with `|` for the unions of older files, and words for Lightning's own names.
+
+    Example:
+        >>> kind_of(ast.parse("Optional[Union[_PATH, dict[str, int]]]").body[0].value)
+        'path | dict[str, int] | None'
+    """
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Optional", "Union"):
+        inner = annotation.slice
+        parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+        none = [" | None"] if ast.unparse(annotation.value) == "Optional" else []
+        return " | ".join(map(kind_of, parts)) + "".join(none)
+    text = ast.unparse(annotation).strip("'\"")
+    return _WORDS.get(text, text)
 
 
 def _told(docstring: str) -> dict[str, str]:

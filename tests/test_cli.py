@@ -71,9 +71,20 @@ def test_print_config_shows_defaults_and_help(capsys):
     ("argument", "match"),
     [
         ("--trainer.callbacks.prune_ratio=1.5", "Expected `prune_ratio` to be a number in [0, 1), but got 1.5."),
-        ("--trainer.callbacks.prune_ratio=much", "Expected a <class 'float'>. Got value: much"),
+        ("--trainer.callbacks.prune_ratio=much", "Expected a number, but got much\n"),
         ("--trainer.callbacks.prune_rat=0.5", "Option 'prune_rat' is not accepted"),
-        ("--trainer.callbacks.mode=sometimes", "['exact', 'bernoulli']. Got value: sometimes"),
+        ("--trainer.callbacks.mode=sometimes", "['exact', 'bernoulli'], but got sometimes\n"),
+        (
+            "--trainer.max_epochs=two",
+            "`trainer.max_epochs`:\n  Expected a whole number, but got two\n  See `--trainer.",
+        ),
+        ("--model.widht=3", "'widht' is not accepted\n  DigitsModel takes width, lr. Did you mean `width`?\n"),
+        ("--model.width=wide", "`width`:\n  Expected a whole number, but got wide\n  See `--model.width=wide`.\n"),
+        (
+            "--ckpt_path=no.ckpt",
+            "Expected `ckpt_path` to be a checkpoint, but there is none at 'no.ckpt'.\n  See "
+            "`--ckpt_path=no.ckpt`.\nFor all arguments: lightning-prune fit --help\n",
+        ),
         ("--trainer.callbacks=InfoBach", "Pruning methods: "),
         ("--trainer.callbacks.seed=-1", "Expected `seed` to be an int >= 0, but got -1."),
     ],
@@ -108,6 +119,14 @@ def test_files_are_looked_for_before_model_and_data_are_built(callback, match, c
     Path("run.yaml").write_text(yaml.safe_dump(content))
     Path("taken").write_text("a file")
     assert match in fails(capsys, "--config", "run.yaml")
+
+
+def test_a_checkpoint_that_is_none(capsys):
+    for content in ("trainer: {}", "-", ""):
+        Path("text.ckpt").write_text(content)
+        assert "Expected `ckpt_path` to be a checkpoint, but it cannot be read: " in fails(
+            capsys, "--config", CONFIG, "--ckpt_path=text.ckpt"
+        )
 
 
 def test_config_is_saved_beside_the_logs_only(tmp_path):

@@ -21,6 +21,8 @@ TYPOS = [
     (["methods", "infobach"], "the name of a pruning method, but got 'infobach'. Did you mean `InfoBatch`?"),
     (["fit", "--cofnig", "x"], "Expected an argument of `fit`, but got --cofnig. Did you mean `--config`?"),
     (["fit", "--config", "nowhere.yaml"], "Expected `--config` to name a file, but there is none at 'nowhere.yaml'."),
+    (["fit"], "Expected a module to train, but got neither `--config` nor `--model`. A configuration looks like this:"),
+    (["score", "--model=my.Model"], "Expected `--save_to`, which `score` needs, but got none. Score file to write"),
     (["fit", "--trainer.max_epoch=3"], "but got --trainer.max_epoch. Did you mean `--trainer.max_epochs`?"),
     (["fit", "--trainer.callbacks=infobach"], "but got `infobach`. Did you mean `InfoBatch`?"),
     (["fit", "--trainer.callbacks+=EarlyStoping"], "but got `EarlyStoping`. Did you mean `EarlyStopping`?"),
@@ -34,6 +36,7 @@ TYPOS = [
     (["report", "run", "--ouput", "x.html"], "unrecognized arguments: --ouput"),
 ]
 IN_FILES = [
+    ("trainer:\n  max_epochs: 3\n   logger: false #", "to be yaml, but it is not: mapping values are not allowed"),
     ("trainr: {max_epochs: 3} #", "but got `trainr`. Did you mean `trainer`?"),
     ("trainer:\n  max_epochs: 3\n  max_step: 3 #", "but got `max_step`. Did you mean `max_steps`?"),
     ("trainer.max_epoch: 3 #", "but got `max_epoch`. Did you mean `max_epochs`?"),
@@ -150,9 +153,11 @@ def test_typos_in_a_file(content, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     "args",
     [
-        ["--trainer.callbacks=InfoBatch", "--trainer.callbacks.prune_ratio=0.3"],
-        ["--trainer.callbacks+=my.Callback", "--trainer.callbacks.anything=0.3"],
-        ["--trainer.callbacks", "Mine", "--trainer.callbacks.anything=0.3"],
+        ["--model=my.Model", "--trainer.callbacks=InfoBatch", "--trainer.callbacks.prune_ratio=0.3"],
+        ["--model.class_path=Model", "--trainer.callbacks+=my.Callback", "--trainer.callbacks.anything=0.3"],
+        ["--model", "my.Model", "--trainer.callbacks", "Mine", "--trainer.callbacks.anything=0.3"],
+        ["--trainer.callbacks.help=RePB"],
+        ["--print_config"],
         ["--trainer.callbacks=EarlyStopping", "--trainer.logger.save_dir=logs", "--model.width", "3", "-c", "x"],
         ["--config", "{trainer: {max_epochs: 3}}", "--print_config=skip_null", "--ckpt_path=last"],
     ],
@@ -164,12 +169,11 @@ def test_what_may_be_right_is_left_to_lightning(args):
 def test_files_that_may_be_right_are_left_to_lightning(tmp_path):
     path = tmp_path / "run.yaml"
     for content in (
-        "trainer: {max_epochs: 3, callbacks: [EarlyStopping, {class_path: my.Callback, init_args: {any: 1}}]}",
+        "trainer: {callbacks: [EarlyStopping, {class_path: my.Callback, init_args: {any: 1}}]}\nmodel: my.Model",
         "trainer: trainer.yaml\nmodel: {class_path: my.Model, init_args: {width: 3}}\nseed_everything: 1",
-        "trainer.max_epochs: 3\ntrainer:\n  callbacks: {class_path: lightning_prune.InfoBatch}",
-        "trainer: {callbacks: null}",
+        "model: my.Model\ntrainer.max_epochs: 3\ntrainer:\n  callbacks: {class_path: lightning_prune.InfoBatch}",
+        "model.class_path: my.Model\ntrainer: {callbacks: null}",
         "- not: a mapping",
-        "not: [yaml",
     ):
         path.write_text(content)
         early.check("fit", ["--config", str(path)])

@@ -16,6 +16,9 @@ trainer:
         prune_ratio: 1.5
     - class_path: OrderDB
 model: nowhere.Model
+data:
+  class_path: examples.digits.task.DigitsModel
+  init_args: {width: 3, height: 2}
 """
 
 
@@ -33,6 +36,8 @@ def args(tmp_path):
         ('Parser key "trainer.callbacks":\n Expected a dot import path string: OrderDB', 6, "Did you mean `OrderDP`?"),
         ("Problem with given class_path 'nowhere.Model':\n No module named 'nowhere'", 7, "Modules are looked for in "),
         ("Expected `prune_ratio` to be a number in [0, 1), but got 1.5.", 5, "See "),
+        ("Parser key \"max_epoch\":\n Expected a <class 'int'>. Got value: two", 2, "See "),
+        ("Option 'height' is not accepted", 10, "DigitsModel takes width, lr."),
     ],
 )
 def test_in_a_file(message, line, hint, args):

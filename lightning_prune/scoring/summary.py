@@ -118,7 +118,10 @@ def _suspected_labels(file: ScoreFile) -> list[str]:
     """Return how many labels are suspected, of all and of those kept, and a warning if the kept end collects them."""
     suspected = file.columns["label_issue"] > _SUSPECTED
     num, count = len(suspected), int(suspected.sum())
-    lines = [f"Suspected wrong labels: {count:,} of {num:,} ({count / num:.1%}). Among the samples kept:"]
+    told = f"Suspected wrong labels: {count:,} of {num:,} ({count / num:.1%})."
+    if count == 0:
+        return [told]
+    lines = [f"{told} Among the samples kept:"]
     worst: tuple[float, float, float] | None = None
     for ratio in _RATIOS:
         if (kept := _kept(file, ratio)) is None:
