@@ -166,13 +166,8 @@ def advise(findings: Findings, save: float) -> Advice:
         >>> advise(found, 0.3).callback["init_args"]["base"]["class_path"]
         'InfoBatch'
     """
-    check_ratio("save", save, closed_low=False)
-    reaches = _reaches(findings)
-    if save > max(reaches.values()):
-        raise ValueError(
-            f"Expected `save` that a method can reach in {findings.max_epochs} epochs, at most "
-            f"{max(reaches.values()):.3f}, but got {save:g}."
-        )
+    check_reach(save, findings.max_epochs)
+    reaches = _reaches(findings.max_epochs, findings.below_mean)
     if findings.stability < LEAST_STABILITY:
         reason = (
             f"The losses of two epochs have a rank correlation of {findings.stability:.2f}, below {LEAST_STABILITY}: "
@@ -229,12 +224,29 @@ def _budget(save: float, base: dict[str, Any]) -> dict[str, Any]:
     return {"class_path": "Budget", "init_args": {"save": save, "base": base}}
 
 
-def _reaches(findings: Findings) -> dict[str, float]:
-    """Return the most that each method can save in the full run."""
+def check_reach(save: float, max_epochs: int) -> None:
+    """Refuse a share that no method can save in a run, whatever its losses are.
+
+    Args:
+        save: Share of the sample-steps to save.
+        max_epochs: Epochs of the run.
+
+    Raises:
+        ValueError: If it is out of range, or more than any method can save.
+    """
+    check_ratio("save", save, closed_low=False)
+    if save > (most := max(_reaches(max_epochs, 1.0).values())):
+        raise ValueError(
+            f"Expected `save` that a method can reach in {max_epochs} epochs, at most {most:.3f}, but got {save:g}."
+        )
+
+
+def _reaches(max_epochs: int, below_mean: float) -> dict[str, float]:
+    """Return the most that each method can save in a run, where such a share of the losses is below the mean."""
     found = {}
     for method in (InfoBatch, SeTa, RePB, OrderDP, RandomPruning):
         setting = ratio_setting(method)
         assert setting is not None  # noqa: S101  (narrowing: each says so)
-        share = findings.below_mean if method is InfoBatch else 1.0
-        found[method.__name__] = share * setting.most * setting.prunable(findings.max_epochs, arguments_of(method))
+        share = below_mean if method is InfoBatch else 1.0
+        found[method.__name__] = share * setting.most * setting.prunable(max_epochs, arguments_of(method))
     return found

@@ -58,6 +58,8 @@ class Method(ABC):  # noqa: B024  (`select` is what an author writes, or `pick`)
     shares_state: bool = False
     """Whether it works with ``ScoreRegistry(sharded=True)``, where the registry has a part of the samples only, and its
     rule asks ``registry.part`` for what it needs of the others."""
+    only_watches: ClassVar[bool] = False
+    """Whether it never leaves anything out, so that a run does not say at its end what it saved."""
     needs_arguments: ClassVar[tuple[str, str] | None] = None
     """Why its name alone does not set it up, and the arguments to give, in yaml. None: its name is enough."""
 

@@ -651,6 +651,7 @@ class ScoreRegistry(SampleTable, TrainerCallback):
     def _close(self, trainer: Trainer) -> None:
         """Say what the run was, and what there is to see of it."""
         method = self.session.method
+        method = None if method is not None and method.only_watches else method
         callbacks = [c for c in private.get_callbacks(trainer) if isinstance(c, TrainerCallback)]
         leaves = [words for callback in callbacks if callback is not self for words in callback.leaves]
         leaves += self.leaves

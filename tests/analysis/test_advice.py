@@ -205,10 +205,20 @@ def call(tmp_path, *arguments, config=CONFIG):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse, and Lightning's advice
-def test_the_command(tmp_path, capsys):
-    """On digits with 30 % wrong labels; what it prints to copy is what `fit` takes."""
-    call(tmp_path, "--save=0.3")
+def test_the_command(tmp_path, capsys, monkeypatch):
+    """On digits with 30 % wrong labels; what it prints to copy is what `fit` takes, and it writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    writing = [
+        {"class_path": "ScoreRegistry", "init_args": {"save_to": "losses.npz"}},
+        {"class_path": "PruningReport"},
+        {"class_path": "LearningRateMonitor"},
+    ]
+    trainer = {**CONFIG["trainer"], "logger": True, "enable_checkpointing": True}
+    trainer["callbacks"] = [*CONFIG["trainer"]["callbacks"], *writing]
+    call(tmp_path, "--save=0.3", config={**CONFIG, "trainer": trainer})
     printed = capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert f"  lightning-prune fit --config={tmp_path / 'config.yaml'} --trainer.max_epochs=21\n" in printed
     noise = float(re.search(r"suspected wrong labels +([\d.]+)%", printed)[1])
     assert 20 < noise < 40
     assert "Probe: 3 of 30 epochs" in printed
@@ -232,7 +242,8 @@ def test_the_command(tmp_path, capsys):
     ],
     ids=["share", "unreachable", "short", "steps"],
 )
-def test_mistakes(tmp_path, capsys, arguments, changes, match):
+def test_mistakes(monkeypatch, tmp_path, capsys, arguments, changes, match):
+    monkeypatch.setattr(command, "probe", None)  # before it
     with pytest.raises(SystemExit) as ended:
         call(tmp_path, *arguments, config={**CONFIG, "trainer": {**CONFIG["trainer"], **changes}})
     assert ended.value.code == 2
