@@ -59,6 +59,11 @@ class Goal:
         """By how much a run may miss the limit without a word: a point; a step, or a hundredth of them; two of time."""
         return {"save": 0.01, "steps": max(1.0, 0.01 * self.limit), "hours": 0.02 * self.limit}[self.name]
 
+    @property
+    def bound(self) -> str:
+        """On which side of what can be reached the value lies that cannot."""
+        return "at most" if self.name == "save" else "at least"
+
     def cost(self, spent: Spent, rest: Rest) -> float | None:
         """Return what the run costs in the end; None: it cannot be known yet."""
         if self.name == "save":

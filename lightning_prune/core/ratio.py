@@ -121,8 +121,8 @@ FIRST_FULL = RatioSetting(active=after_first, bound="Its first epoch is full.")
 MEASURED = RatioSetting(
     most=0.9,
     pilots=(0.0, 0.5, 0.9),
-    bound="Its class does not say how a ratio sets it, so its `prune_ratio` was tried from 0 to 0.9. Leave it out at "
-    "this ratio, or have the class say more: `set_by_ratio = lightning_prune.core.ratio.RatioSetting(...)`.",
+    bound="Its class does not say how a ratio sets it, so its `prune_ratio` was tried from 0 to 0.9. Ask for "
+    "less, or have the class say more: `set_by_ratio = lightning_prune.core.ratio.RatioSetting(...)`.",
 )
 """Of methods that take a ``prune_ratio`` and say nothing: whatever it does, what it saves is measured."""
 

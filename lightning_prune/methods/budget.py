@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
@@ -37,6 +38,11 @@ _BEFORE = "budget_before"
 _FACTORS = "budget_factors"
 _EPOCHS = "budget_epochs"
 _SECONDS = "budget_seconds"
+_TIME_IS_UP = (
+    "Give more `hours`, or fewer `max_epochs`; `Trainer(max_time=...)` ends a run on time whatever it has seen."
+)
+_EARLY = 0.05
+"""By how much a share must be out of reach to be warned of after one epoch: losses change most at the start."""
 _MEMORY = 8
 """Epochs from which is learnt what the next ones can leave out, and how long they take."""
 
@@ -75,7 +81,9 @@ class Budget(MethodWrapper):
 
     Note:
         Where the least that a method leaves out is more than is asked (SeTa's window), it starts later: epochs are full
-        until what is left asks for it. Methods that choose every few epochs are corrected when they choose.
+        until what is left asks for it. In the last epoch that is pruned, after which nothing can be made up for, some
+        of the samples that it leaves out are added at random instead. Methods that choose every few epochs are
+        corrected when they choose.
 
     Example:
         >>> from lightning_prune import RandomPruning
@@ -162,6 +170,14 @@ class Budget(MethodWrapper):
         return setting
 
     @property
+    def _names(self) -> str:
+        """The base by its name, as its own ratio is not what is used, and what wraps it."""
+        name, method = type(self._target).__name__, self.base
+        while isinstance(method, ScoreWrapper):
+            name, method = f"{type(method).__name__} of {name}", method.base
+        return name
+
+    @property
     def _is_fixed(self) -> bool:
         """Whether the base reads its ratio once."""
         return not self.picks_in_batch and self._setting.read_in == "setup_columns"
@@ -228,10 +244,12 @@ class Budget(MethodWrapper):
         least, full = goal.cost(spent, outlook.rest(1.0)), goal.cost(spent, outlook.rest(0.0))
         is_late = goal.name != "hours" or spent.seconds >= goal.limit  # what is measured may yet turn out better
         if least is not None and least > goal.limit + goal.tolerance and is_late:
-            what = {"save": "at most", "steps": "at least", "hours": "at least"}[goal.name]
+            why = self._setting.bound
+            if goal.name == "hours":
+                why = f"The run had taken {goal.says(spent.seconds)} when it was interrupted. Give more `hours`."
             raise UnreachableError(
-                f"Expected `{goal.name}` that {self.base} can reach in this run, {what} {goal.says(least)}, but got "
-                f"{goal.value:g}. {self._setting.bound}"
+                f"Expected `{goal.name}` that {self._names} can reach in this run, {goal.bound} {goal.says(least)}, "
+                f"but got {goal.value:g}. {why}"
             )
         if goal.name == "steps" and full is not None and full <= goal.limit:
             rank_zero_warn(
@@ -260,6 +278,13 @@ class Budget(MethodWrapper):
         """Return which share of an epoch may be pruned."""
         return 0.0 if moment.epoch < self.warmup_epochs else self._setting.active(moment, vars(self._target))
 
+    def _is_last(self, moment: Moment) -> bool:
+        """Return whether an epoch is the last one that may be pruned and is searched for."""
+        if not self._is_searched or moment.max_epochs is None or self._active(moment) == 0:
+            return False
+        later = (replace(moment, epoch=epoch) for epoch in range(moment.epoch + 1, moment.max_epochs))
+        return not any(self._active(one) > 0 for one in later)
+
     def _plan(self, registry: SampleTable, epoch: int, now: Bounds | None = None) -> None:
         """Note the share to leave out of an epoch."""
         goal, moment, state = self._goal, registry.moment(epoch), registry.state
@@ -275,15 +300,19 @@ class Budget(MethodWrapper):
         if is_known and now[0] < now[1]:
             later = [*later[1 - _MEMORY :], now]
             state[_BOUNDS].fill_(torch.nan)[: len(later)] = torch.tensor(later, dtype=torch.float64)
+        if self._is_last(moment):  # none makes up for it: what the base leaves out too many of is added at random
+            now = (0.0, now[1])
         outlook = self._outlook(registry, moment, now, later or [now if is_known else hard])
         share = outlook.share(partial(goal.is_met, spent))
         state[_SHARE].fill_(share)
         least = goal.cost(spent, outlook.rest(1.0)) if share == 1 else None
-        if least is not None and least > goal.limit + self._tolerance(registry) and not self._warned:
+        slack = self._tolerance(registry) + (_EARLY if goal.name == "save" and len(later) < 2 else 0.0)
+        if least is not None and least > goal.limit + slack and not self._warned:
             self._warned = True
             rank_zero_warn(
                 f"Budget({goal.name}={goal.value:g}) cannot be kept: as far as can be told after epoch {epoch - 1}, "
-                f"about {goal.says(least)} is what {self.base} can reach. {self._setting.bound}"
+                f"{self._names} can reach {goal.bound} about {goal.says(least)}. The run goes on, and leaves out as "
+                f"much as it can. {_TIME_IS_UP if goal.name == 'hours' else self._setting.bound}"
             )
 
     def _say_if_missed(self, registry: SampleTable, spent: Spent) -> None:
@@ -295,7 +324,9 @@ class Budget(MethodWrapper):
         }[goal.name]
         over, tolerance = cost - goal.limit, self._tolerance(registry)
         if over > tolerance or (goal.name == "save" and -over > tolerance):
-            rank_zero_warn(f"Budget({goal.name}={goal.value:g}) was missed: the run ends with {goal.says(cost)}.")
+            unit = "saved" if goal.name == "save" else goal.name
+            told = f"Budget({goal.name}={goal.value:g}) was missed: the run ends with {goal.says(cost)} {unit}."
+            rank_zero_warn(told)
 
     def _tolerance(self, registry: SampleTable) -> float:
         """Return by how much the goal may be missed without a word; a sample an epoch is as near as one can come."""
@@ -342,7 +373,9 @@ class Budget(MethodWrapper):
                 return base.select(registry, epoch, generator)
 
         k = self._num_selected(registry)
-        return nearest(select, k, most=self._setting.most, guess=1 - k / n, tolerance=n // 2000)
+        found = nearest(select, k, most=self._setting.most, guess=1 - k / n, tolerance=n // 2000)
+        missing = k - len(found) if self._is_last(registry.moment(epoch)) else 0
+        return _with_others(found, missing, n, generator) if missing > n // 2000 else found
 
     def on_epoch_recorded(self, registry: SampleTable, record: EpochRecord) -> None:
         """Take account of the epoch, hand it on to the base, and plan the next one."""
@@ -452,6 +485,16 @@ def budgeted(entry: Mapping[str, Any], **goal: float) -> dict[str, Any]:
         {'save': 0.4, 'base': {'class_path': 'InfoBatch'}}
     """
     return {"class_path": f"lightning_prune.{Budget.__name__}", "init_args": {**goal, "base": dict(entry)}}
+
+
+def _with_others(selection: Selection, num: int, num_samples: int, generator: torch.Generator) -> Selection:
+    """Return a selection with some of the samples that it leaves out, drawn at random, each with weight 1."""
+    others = (~selection.mask(num_samples)).nonzero().squeeze(1)
+    drawn = others[torch.randperm(len(others), generator=generator)[:num].to(others.device)]
+    weights = selection.weights
+    if weights is not None:
+        weights = torch.cat([weights, weights.new_ones(len(drawn))])
+    return Selection(torch.cat([selection.indices, drawn]), weights)
 
 
 def _innermost(method: PruningCallback) -> PruningCallback:

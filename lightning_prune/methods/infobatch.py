@@ -147,8 +147,8 @@ class InfoBatch(PruningCallback):
         active=_active,
         pilots=(0.5,),
         bound="It only leaves out samples below the mean loss, at most 90 % of them since the others weigh 10, not "
-        "in the first epoch and not while it anneals (`anneal_ratio`). Leave it out at this ratio, or give it with "
-        "`anneal_ratio: 1.0` in a file of methods.",
+        "in the first epoch and not while it anneals. It reaches further with `anneal_ratio=1.0`; OrderDP and RePB "
+        "reach almost everything.",
     )
 
     def __init__(

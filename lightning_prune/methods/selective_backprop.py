@@ -91,8 +91,8 @@ class SelectiveBackprop(PruningCallback):
     set_by_ratio = RatioSetting(
         most=0.9,
         active=_active,
-        bound="It is active from `start` to `end` of the run, and not on every `interrupt`-th batch. Leave it out at "
-        "this ratio, or give it with `start: 0.0`, `end: 1.0` and `interrupt: 0` in a file of methods.",
+        bound="It is active from `start` to `end` of the run, and not on every `interrupt`-th batch. It reaches "
+        "further with `start=0.0`, `end=1.0` and `interrupt=0`.",
     )
 
     def __init__(

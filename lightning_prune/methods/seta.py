@@ -229,8 +229,7 @@ class SeTa(PruningCallback):
     shares_state = True
     set_by_ratio = RatioSetting(
         pilots=(0.0, 0.5),
-        bound="Its window alone leaves out the least share. Leave it out at this ratio, or give it with another "
-        "`window_scale` in a file of methods.",
+        bound="Its window alone leaves out the least share: a larger `window_scale` leaves out less.",
     )
 
     def __init__(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -133,8 +133,12 @@ def test_every_method_within_a_point(name, save):
     assert f"ends with {found:.3f}" in missed
 
 
-def test_divbs_within_a_point():
-    assert run(Budget(DivBS(), save=0.4), Script.make(60, 4), 15) == pytest.approx(0.4, abs=POINT)
+@pytest.mark.parametrize("save", [0.2, 0.4, 0.6])
+def test_divbs_within_a_point(save):
+    """On the first 60 of the digits: it looks at the gradients of each batch's pairs."""
+    whole = digits()
+    few = Script(whole.losses[:4, :60], whole.logits[:4, :60], whole.features[:4, :60], whole.targets[:60])
+    assert run(Budget(DivBS(), save=save), few, 15) == pytest.approx(save, abs=POINT)
 
 
 @pytest.mark.parametrize("name", ["RandomPruning", "InfoBatch", "SeTa", "RePB", "EpsilonGreedy", "StaticPruning"])
@@ -152,6 +156,7 @@ def test_dropped_batches_and_steps_that_end_the_run(name, changes):
 
 
 @settings(max_examples=10, deadline=None)
+@example(base="SeTa", epochs=6, save=0.5, warmup=0, anneal=1.0, drift=0.0, seed=0)  # its window alone leaves out more
 @given(
     base=st.sampled_from(["InfoBatch", "SeTa", "OrderDP", "RePB", "BatchLossScore"]),
     epochs=st.integers(6, 20),
@@ -297,10 +302,21 @@ def test_hours_go_on_after_a_resume(monkeypatch, tmp_path):
     path = tmp_path / "step=50.ckpt"
     trainer, _ = fit(ckpt_path=path)
     assert float(trainer.callback_metrics["prune/budget_hours"]) == pytest.approx(0.7, rel=0.02)
-    with pytest.raises(
-        UnreachableError, match=r"`hours` that RandomPruning.* can reach in this run, at least .*got 0.2"
-    ):
+    over = r"`hours` that RandomPruning can reach in this run, at least .*got 0.2. The run had taken 0.37.* Give more"
+    with pytest.raises(UnreachableError, match=over):
         fit(hours=0.2, ckpt_path=path)
+
+
+def test_hours_that_the_first_epoch_has_used_up(monkeypatch):
+    """Said after it, with what to do; the run goes on as short as it can."""
+    watch = Watch(monkeypatch)  # 400 s an epoch
+    trainer = make_trainer(Budget(RandomPruning(), hours=0.1), watch, max_epochs=4)
+    with (
+        pytest.warns(UserWarning, match=r"after epoch 0, RandomPruning can reach at least about 0.114.*max_time"),
+        pytest.warns(UserWarning, match=r"Budget\(hours=0.1\) was missed: the run ends with 0.114 hours"),
+    ):
+        trainer.fit(Model(), make_loader(NUM_SAMPLES, 32))
+    assert registry_of(trainer).counts.sum() == NUM_SAMPLES + 3 * 4
 
 
 def test_resume_of_what_is_set_an_epoch_ahead(tmp_path):
@@ -390,7 +406,9 @@ def test_a_method_of_somebody_else():
     assert run(Budget(Third(), save=0.55)) == pytest.approx(0.55, abs=POINT)
     with (
         pytest.warns(UserWarning, match=r"Budget\(save=0.4\) was missed: the run ends with 0.100"),
-        pytest.warns(UserWarning, match=r"cannot be kept: as far as can be told after epoch 0, about 0.100"),
+        pytest.warns(
+            UserWarning, match=r"cannot be kept: .* after epoch 0, Deaf can reach at most about 0.100. The run goes on"
+        ),
     ):
         run(Budget(Deaf(), save=0.4))
 
@@ -431,7 +449,7 @@ def test_wrong_arguments(make, match):
             Budget(SelectiveBackprop(), save=0.4),
             {"max_epochs": 10},
             UnreachableError,
-            r"`save` that SelectiveBackprop.* can reach in this run, at most 0.180, but got 0.4. It is active from",
+            r"`save` that SelectiveBackprop can reach in this run, at most 0.180, but got 0.4. It is active from",
         ),
         (Budget(RePB(), save=0.9), {"max_epochs": 5}, UnreachableError, r"at most 0.760, but got 0.9. Its first epoch"),
         (Budget(UCB(), save=0.5, warmup_epochs=3), {"max_epochs": 5}, UnreachableError, r"at most 0.396, but got 0.5"),
