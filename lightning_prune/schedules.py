@@ -120,7 +120,10 @@ class Steps:
             check_ratio("ratios", begin, closed_high=True)
             check_ratio(f"ratios[{begin}]", ratio, closed_high=True)
         if 0 not in self.ratios:
-            raise ValueError(f"Expected `ratios` to have one from 0 on, but got {dict(self.ratios)}.")
+            raise ValueError(
+                f"Expected `ratios` to say with which ratio the run begins, as in `{{0: 0.0, 0.5: 0.3}}`, but got "
+                f"{dict(self.ratios)}, without a key 0."
+            )
 
     def __call__(self, progress: float) -> float:
         """Return the ratio at a progress in [0, 1]."""

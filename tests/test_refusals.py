@@ -125,7 +125,7 @@ def test_replaced_loader():
         (lambda: Selection(torch.tensor([], dtype=torch.long)), ValueError, "at least one sample"),
         (lambda: Selection(torch.tensor([1, 40])), ValueError, r"ids in \[0, 40\)"),
         (lambda: Selection(torch.tensor([-1, 3])), ValueError, r"got ids in \[-1, 3\]"),
-        (lambda: Selection(torch.tensor([3, 3])), ValueError, "without repeats, but 1 ids"),
+        (lambda: Selection(torch.tensor([3, 3])), ValueError, "at most once, but 1 of 2 ids are repeats"),
         (lambda: Selection(torch.tensor([3]), torch.tensor([float("nan")])), ValueError, "finite weights"),
         (lambda: Selection(torch.tensor([3]), torch.tensor([-1.0])), ValueError, "finite weights"),
         (lambda: torch.tensor([3]), TypeError, "`Bad.select` to return a Selection, but got Tensor"),

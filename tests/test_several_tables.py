@@ -218,7 +218,7 @@ def test_what_is_refused(name):
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
 def test_names(names):
-    with pytest.raises(ValueError, match="to name each loader to prune, once"):
+    with pytest.raises(ValueError, match="to list the loaders to prune"):
         ScoreRegistry(loader=names)
     with pytest.raises(ValueError, match=r"registry.tables\[name\].save\(path\)"):
         ScoreRegistry(loader=NAMES, save_to="table.npz")

@@ -74,10 +74,14 @@ def score_drift(before: Tensor, after: Tensor) -> ScoreDrift:
         ScoreDrift(mean=0.5, largest=2.0, flipped=0.5)
     """
     old, new = check_scores("before", before).double(), check_scores("after", after).double()
-    if old.shape != new.shape or not bool(old.isfinite().all() & new.isfinite().all()):
+    if old.shape != new.shape:
         raise ValueError(
-            f"Expected finite scores of the same samples, but got shapes {tuple(old.shape)} and {tuple(new.shape)}, or "
-            "some that are not finite."
+            f"Expected `before` and `after` of the same samples, but got shapes {tuple(old.shape)} and "
+            f"{tuple(new.shape)}."
+        )
+    if bad := int((~(old.isfinite() & new.isfinite())).sum()):
+        raise ValueError(
+            f"Expected finite scores, but {bad} of {len(old)} samples have others. Leave them out of both."
         )
     gaps = (new - old).abs()
     flipped = (old < old.mean()) != (new < new.mean())
@@ -116,11 +120,10 @@ def cumulative_alignment(attended: Tensor) -> Tensor:
     if not isinstance(attended, Tensor) or attended.dtype != torch.bool:
         got = attended.dtype if isinstance(attended, Tensor) else type(attended).__name__
         raise TypeError(f"Expected `attended` to be a bool tensor, but got {got}.")
-    if attended.dim() != 2 or len(attended) < 2 or not bool(attended[0].all()):
-        raise ValueError(
-            "Expected `attended` of shape (e, n) with e >= 2 and every sample in the first epoch, but got "
-            f"{tuple(attended.shape)}, or a sample that was not."
-        )
+    if attended.dim() != 2 or len(attended) < 2:
+        raise ValueError(f"Expected `attended` of shape (e, n) with e >= 2 epochs, but got {tuple(attended.shape)}.")
+    if absent := int((~attended[0]).sum()):
+        raise ValueError(f"Expected every sample to be in the first epoch, `attended[0]`, but {absent} are not.")
     counts = attended.cumsum(0)[:-1].double()
     epochs = torch.arange(1, len(attended), dtype=torch.float64, device=attended.device)[:, None]
     return (attended[1:] * epochs / counts).mean(0)

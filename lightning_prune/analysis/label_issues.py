@@ -192,11 +192,18 @@ def _check(task: Task, targets: Tensor, outputs: Tensor, classes: Tensor | None,
             f"{tuple(targets.shape)} and {tuple(outputs.shape)}."
         )
     if (classes is None) != (given is None) or (classes is not None and classes.shape != outputs.shape):
-        raise ValueError("Expected `classes` of the shape of `outputs` together with `given`, or neither.")
+        got = "only one of them" if classes is None or given is None else tuple(classes.shape)
+        raise ValueError(
+            f"Expected `classes`, of the shape of `outputs`, {tuple(outputs.shape)}, together with `given`, or "
+            f"neither, but got {got}."
+        )
     if task == "multiclass":
         _check_class_ids(targets, None if classes is not None else columns)
-    elif task != "regression" and not bool(((targets == 0) | (targets == 1)).all()):
-        raise ValueError(f"Expected `targets` of a {task} task to be 0 or 1, but there are others.")
+    elif task != "regression" and bool((other := (targets != 0) & (targets != 1)).any()):
+        raise ValueError(
+            f"Expected `targets` of a {task} task to be 0 or 1, but {int(other.sum())} are not, such as "
+            f"{targets[other][0].item()}. For class ids or numbers, name another `task`."
+        )
 
 
 def _check_class_ids(targets: Tensor, num_classes: int | None) -> None:

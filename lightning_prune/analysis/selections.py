@@ -64,8 +64,13 @@ def usage_histogram(counts: Tensor, num_epochs: int) -> Tensor:
     if counts.is_floating_point() or counts.dtype == torch.bool:
         raise TypeError(f"Expected `counts` to be an integer tensor, but got {counts.dtype}.")
     counts = counts.cpu()
-    if counts.dim() != 1 or bool(((counts < 0) | (counts > num_epochs)).any()):
-        raise ValueError(f"Expected `counts` (n,) within [0, {num_epochs}], but got {tuple(counts.shape)} or others.")
+    if counts.dim() != 1:
+        raise ValueError(f"Expected `counts` of shape (n,), but got {tuple(counts.shape)}.")
+    if len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) <= num_epochs:
+        raise ValueError(
+            f"Expected `counts` in [0, {num_epochs}], by `num_epochs={num_epochs}`, but got counts in "
+            f"[{int(counts.min())}, {int(counts.max())}]."
+        )
     return torch.bincount(counts, minlength=num_epochs + 1)
 
 

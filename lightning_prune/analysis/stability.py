@@ -66,6 +66,9 @@ def norm_accuracy_correlation(grad_norms: Tensor, accuracies: Tensor) -> float:
             "Expected `grad_norms` and `accuracies` of the same epochs, at least 3, but got "
             f"{tuple(norms.shape)} and {tuple(accuracies.shape)}."
         )
-    if any(bool((values == values[0]).all()) for values in (norms, accuracies)):
-        raise ValueError("Expected `grad_norms` and `accuracies` that change, but one of them is constant.")
+    for name, values in (("grad_norms", norms), ("accuracies", accuracies)):
+        if bool((values == values[0]).all()):
+            raise ValueError(
+                f"Expected `{name}` that change, since a constant has no correlation, but all are {values[0]:g}."
+            )
     return float(pearson_corrcoef(norms.double(), accuracies.double().to(norms.device)))

@@ -70,7 +70,7 @@ def limit_density(positions: Tensor, explore_size: int, exploit_size: int) -> Te
     check_int("exploit_size", exploit_size, low=1, high=explore_size)
     z = positions.double().unsqueeze(-1)
     if not bool(((z >= 0) & (z <= 1)).all()):
-        raise ValueError("Expected `positions` in [0, 1], but some are not.")
+        raise ValueError(f"Expected `positions` in [0, 1], but got some in [{float(z.min()):g}, {float(z.max()):g}].")
     trials = explore_size - 1
     hits = torch.arange(exploit_size, dtype=torch.float64, device=z.device)
     ways = math.lgamma(trials + 1) - torch.lgamma(hits + 1) - torch.lgamma(trials - hits + 1)

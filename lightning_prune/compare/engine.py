@@ -129,7 +129,8 @@ class Comparison:
             self.runner.run([spec], lambda _, reason: reasons.append(reason), lambda _: None)
             if reasons != [None]:
                 raise RefusedError(
-                    f"Expected a training that runs, but a few batches of it, as a check, ended in {reasons[0]}."
+                    f"Expected a training that runs, but a trial of a few batches ended in {reasons[0]}. Mend that "
+                    "first: `lightning-prune fit` with the same configuration shows it whole."
                 )
         self.probed = read(spec)
         self.check_metric(self.probed)
@@ -153,7 +154,11 @@ class Comparison:
             own = [name for name in logged if not name.startswith("prune/")]  # not prune/jaccard
             self.metric = next((name for name in own if "acc" in name.lower()), None)
         if self.metric not in logged:
-            got = "none is named, and none has 'acc' in its name" if self.metric is None else f"got {self.metric!r}"
+            got = (
+                "none is named, and none of them is an accuracy by its name"
+                if self.metric is None
+                else f"got {self.metric!r}"
+            )
             raise RefusedError(f"Expected `--metric` to be one that the training logs, of {logged}, but {got}.")
 
     def run(self, num_seeds: int) -> None:

@@ -78,8 +78,8 @@ def refuse(folder: Path, what: str, differences: list[tuple[str, Any, Any]]) -> 
     shown = "; ".join(f"{key} is {old!r} there and {new!r} here" for key, old, new in differences[:5])
     more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
     raise RefusedError(
-        f"Expected `--output` to be of the same {what}, but '{folder}' is of another one: {shown}{more}. "
-        "Choose another folder, or delete this one."
+        f"Expected `--output` to name a new folder, or one with runs of the same {what}, but those in '{folder}' "
+        f"differ: {shown}{more}. Choose another folder, or delete this one."
     )
 
 

@@ -78,7 +78,7 @@ def make_runner(launcher: str, arguments: Mapping[str, Any], num_jobs: int, fold
         executor = (known.get(launcher) or _class_at(launcher))(**arguments)
     except ModuleNotFoundError as error:
         raise RefusedError(
-            f"Expected `--launcher {launcher}` to be installed, but got: {error}. Install it: pip install {launcher}"
+            f"Expected `--launcher {launcher}` to be installed, but it is not ({error}). Run `pip install {launcher}`."
         ) from error
     except (TypeError, NameError, ValueError) as error:
         raise RefusedError(

@@ -197,7 +197,8 @@ def of_entries(entries: Any, where: str) -> list[Method]:
     """
     hint = f"Expected {where} to hold `label: {{class_path: ..., init_args: {{...}}}}` for each method, but"
     if not isinstance(entries, dict) or not entries:
-        raise RefusedError(f"{hint} it holds {type(entries).__name__}.")
+        held = "is empty" if not entries else f"holds a {type(entries).__name__}"
+        raise RefusedError(f"{hint} it {held}.")
     methods = []
     for label, entry in entries.items():
         given = entry if isinstance(entry, dict) else {}
@@ -217,7 +218,10 @@ def check_label(label: Any) -> None:
         RefusedError: If it is.
     """
     if not re.fullmatch(r"[\w .,+=()-]+", str(label)) or str(label).startswith((FULL, PILOT)):
-        raise RefusedError(f"Expected labels of letters, digits and ' .,+=()-', not {FULL!r}, but got {label!r}.")
+        raise RefusedError(
+            f"Expected labels that can name files, of letters, digits and any of ' .,+=()-_', and that do not begin "
+            f"with {FULL!r} or {PILOT!r}, but got {label!r}."
+        )
 
 
 def _full_path(class_path: str) -> str:

@@ -158,7 +158,10 @@ class Selection:
         seen = torch.zeros(num_samples, dtype=torch.bool, device=self.indices.device)
         seen[self.indices] = True
         if (distinct := int(seen.sum())) != len(self):
-            raise ValueError(f"Expected a selection without repeats, but {len(self) - distinct} ids are there twice.")
+            raise ValueError(
+                f"Expected a selection of each sample at most once, but {len(self) - distinct} of {len(self)} ids are "
+                "repeats. Take `indices.unique()`, and `weights` to count a sample more than once."
+            )
 
 
 @final

@@ -87,9 +87,12 @@ def inject_label_noise(
     check_int("num_classes", num_classes, low=2)
     if kind in _CLASSES and num_classes != _CLASSES[kind]:
         raise ValueError(f"Expected `num_classes={_CLASSES[kind]}` for {kind!r}, but got {num_classes}.")
-    if targets.dim() != 1 or bool(((targets < 0) | (targets >= num_classes)).any()):
+    if targets.dim() != 1:
+        raise ValueError(f"Expected `targets` of shape (n,), but got {tuple(targets.shape)}.")
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
         raise ValueError(
-            f"Expected `targets` (n,) within [0, {num_classes}), but got {tuple(targets.shape)} or others."
+            f"Expected `targets` in [0, {num_classes}), by `num_classes={num_classes}`, but got class ids in "
+            f"[{int(targets.min())}, {int(targets.max())}]."
         )
     noisy = _KINDS[kind](targets.cpu(), rate, num_classes, resolve_generator(generator)).to(targets.device)
     return noisy, noisy != targets

@@ -84,9 +84,12 @@ class SOPLoss(nn.Module):
         check_matrix("logits", logits, min_columns=self.num_classes)
         targets = check_targets(targets, rows=len(logits))
         if (strong_logits is None) == (self.consistency > 0):
-            got = "None" if strong_logits is None else "them"
             raise ValueError(
-                f"Expected `strong_logits` just if `consistency` > 0, which is {self.consistency}: got {got}."
+                "Expected `strong_logits`, the logits of a second view, with "
+                f"SOPLoss(consistency={self.consistency:g}), but got None. Pass them, or set `consistency=0`."
+                if strong_logits is None
+                else "Expected no `strong_logits` with SOPLoss(consistency=0), which does not use them. Leave them "
+                "out, or give `consistency` a weight > 0."
             )
         logits = logits.float()
         onehot = torch.zeros_like(logits).scatter_(1, targets[:, None], 1)  # `F.one_hot` waits for the device

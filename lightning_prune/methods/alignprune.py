@@ -406,7 +406,11 @@ class AlignPrune(ScoreWrapper):
             self.base.on_epoch_recorded(registry, record)
             return
         if bool((references == references[0]).all()):
-            rank_zero_warn("The reference losses of AlignPrune are constant over the window: all samples score 0.")
+            rank_zero_warn(
+                f"The reference losses of AlignPrune have not changed for {self.window} epochs, so nothing can follow "
+                "them: all samples score 0, and what is left out is arbitrary. Use another `reference`, or a longer "
+                "`window`."
+            )
         if self.correlation != "pearson":
             if self.correlation == "dtw":  # the only one that asks for the order of the epochs
                 ring, references = ring.roll(-1 - slot, 0), references.roll(-1 - slot)

@@ -112,7 +112,10 @@ def ctr_weights(counts: Tensor, num_epochs: int) -> Tensor:
     """
     check_int("num_epochs", num_epochs, low=1)
     if len(counts) and (low := int(counts.min())) < 1:
-        raise ValueError(f"Expected `counts` >= 1, but got {low}: a sample that was never in has no weight.")
+        raise ValueError(
+            f"Expected `counts` >= 1, but got {low}: a sample that no epoch has trained has no weight. Give weights to "
+            "those of the selection only."
+        )
     return torch.full_like(counts, num_epochs, dtype=torch.float32) / counts  # scalar / tensor is 1 ulp off, as 41 / 41
 
 

@@ -66,7 +66,7 @@ def check_path(path: str | PathLike[str]) -> Path:
         missing = [name for name in ("altair", "vl_convert", "jinja2") if importlib.util.find_spec(name) is None]
         if missing:
             raise ModuleNotFoundError(
-                f"Expected {', '.join(missing)} to draw the report, but not installed. Run "
+                f"Expected {', '.join(missing)} to draw the report, but not installed here. Run "
                 "`pip install 'lightning-prune[report]'`, or name a path that ends in `.md` or `.json`."
             )
     return path

@@ -118,7 +118,10 @@ class ScoreRecorder(TrainerCallback):
         max_epochs = trainer.max_epochs or -1
         for tracker in self.trackers:
             if tracker.num_samples not in (None, num_samples):
-                raise ValueError(f"Expected {tracker!r} for {num_samples} samples, but got {tracker.num_samples}.")
+                raise ValueError(
+                    f"Expected {tracker!r} to be for the {num_samples} samples of the training dataset, but it is for "
+                    f"{tracker.num_samples}. Leave out its `num_samples`: it is taken from the dataset."
+                )
             if -1 < max_epochs < tracker.min_epochs and not _is_dev_run(trainer):
                 raise ValueError(
                     f"Expected `max_epochs` >= {tracker.min_epochs} for {tracker!r}, but got {max_epochs}: no sample "

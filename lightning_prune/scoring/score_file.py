@@ -58,8 +58,15 @@ class ScoreFile:
         check_choice("keep", keep, ("high", "low", "middle"))
         columns = columns or {}
         for name, values in columns.items():
-            if values.shape != scores.shape or name in {"indices", "scores", "meta"}:
-                raise ValueError(f"Expected column {name!r} of shape {tuple(scores.shape)} under a name of its own.")
+            if name in {"indices", "scores", "meta"}:
+                raise ValueError(
+                    f"Expected columns under names of their own, but got {name!r}, which the file has already."
+                )
+            if values.shape != scores.shape:
+                raise ValueError(
+                    f"Expected column {name!r} to have a value for each score, shape {tuple(scores.shape)}, but got "
+                    f"{tuple(values.shape)}."
+                )
         meta: dict[str, Any] = {
             "method": method,
             "keep": keep,
@@ -210,7 +217,8 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, al
         scores = torch.from_numpy(arrays.pop("scores")).float()
     except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"Expected a score file with `indices`, `scores` and `meta`, but '{path}' is not one."
+            f"Expected a score file with `indices`, `scores` and `meta`, but '{path}' is not one. `lightning-prune "
+            "score` and `ScoreRecorder` write them; `save_scores` makes one of scores of your own."
         ) from error
     if meta.get("version") != FORMAT_VERSION:
         raise ValueError(
@@ -218,10 +226,16 @@ def load_scores(path: str | PathLike[str], num_samples: int | None = None, *, al
             "Write it again with the installed lightning-prune, or install the one that wrote it."
         )
     n = len(scores)
-    if any(values.shape != (n,) for values in arrays.values()):
-        raise ValueError(f"Expected {n} rows in each column of the score file '{path}', but there are others.")
+    if wrong := next((name for name, values in arrays.items() if values.shape != (n,)), None):
+        raise ValueError(
+            f"Expected {n} rows in each column of the score file '{path}', as there are scores, but {wrong!r} has "
+            f"{arrays[wrong].shape}. Write the file again."
+        )
     if indices.shape != scores.shape or not torch.equal(indices.sort().values, torch.arange(n)) or meta["n"] != n:
-        raise ValueError(f"Expected each id in [0, {meta['n']}) once in the score file '{path}', but it is not so.")
+        raise ValueError(
+            f"Expected each id in [0, {meta['n']}) once in the score file '{path}', but some are missing or there "
+            "twice. Write the file again."
+        )
     if num_samples is not None and n != num_samples:
         raise ValueError(
             f"Expected scores of the {num_samples} samples of the training dataset, but '{path}' has {n}. "

@@ -51,7 +51,7 @@ def check_module(pl_module: LightningModule, method: Method | None) -> None:
         raise MisconfigurationException(
             f"Expected a module with `WeightedLossMixin`, but `{name}` does not have it. Write "
             f"`class {name}(WeightedLossMixin, LightningModule)` and return `self.weighted_loss(losses)` from "
-            f"`training_step`. {without_mixin(pl_module)}"
+            f'`training_step`, with losses of `reduction="none"`. {without_mixin(pl_module)}'
         )
 
 

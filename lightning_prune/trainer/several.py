@@ -63,7 +63,9 @@ class SeveralLoaders:
 
     def __init__(self, names: Sequence[Name], *, dataset_id: str | None, debug_sync: bool) -> None:
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"Expected `loader` to name each loader to prune, once, but got {list(names)}.")
+            raise ValueError(
+                f"Expected `loader` to list the loaders to prune, at least one and each once, but got {list(names)}."
+            )
         self.names = list(names)
         self.dataset_id = dataset_id
         self.debug_sync = debug_sync
@@ -104,8 +106,8 @@ class SeveralLoaders:
         others = [c for c in private.get_callbacks(trainer) if _reads_a_table(c)]
         if others:
             raise MisconfigurationException(
-                f"Expected no callback beside {loaders} that reads one table, but got {type(others[0]).__name__}. "
-                "Leave it out, or prune one loader."
+                f"Expected no {type(others[0]).__name__} beside {loaders}: it reads the losses and counts of one "
+                "loader, and there are several. Leave it out, or prune one loader."
             )
         if private.reloads(trainer):
             raise MisconfigurationException(

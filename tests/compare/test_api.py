@@ -84,7 +84,7 @@ def test_runs_are_those_of_the_seed_and_are_kept(tmp_path):
     assert not (tmp_path / "mine.md").exists()
     assert [row.values for row in again().rows] == [row.values for row in first.rows]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    with pytest.raises(ValueError, match="is of another one: trainer.gradient_clip_val is None there"):
+    with pytest.raises(ValueError, match="differ: trainer.gradient_clip_val is None there"):
         again(trainer={"gradient_clip_val": 1.0})
 
 
@@ -117,7 +117,7 @@ def test_data_are_a_module_or_a_loader_alone():
         (
             {"make_model": lambda: 1},
             ValueError,
-            "a training that runs, but a few batches of it, as a check, ended in Typ",
+            "a training that runs, but a trial of a few batches ended in Typ",
         ),
     ],
 )

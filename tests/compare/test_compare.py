@@ -213,7 +213,7 @@ def test_results_crashes_and_more_runs_later(capsys):
     # A metric that is not logged, and other settings of a method of the same name.
     message = refused(capsys, "--methods", "OrderDP", "--prune_ratios", "0.5", "--metric", "val_f1")
     assert "`--metric` to be one that the training logs, of ['val_accuracy', 'val_loss'], but got 'val_f1'" in message
-    assert "is of another one: trainer.max_epochs is 3 there and 4 here" in refused(
+    assert "differ: trainer.max_epochs is 3 there and 4 here" in refused(
         capsys, "--methods", "OrderDP", "--prune_ratios", "0.5", "--trainer.max_epochs=4"
     )
     fixed = {"class_path": "OrderDP", "init_args": {"explore_ratio": 0.9, "exploit_ratio": 0.5}}
@@ -318,7 +318,7 @@ def test_dry_run_checks_and_trains_nothing(capsys):
 
 def test_a_training_that_does_not_run_is_told_before_the_first(capsys):
     message = refused(capsys, "--methods", "OrderDP", "--prune_ratios", "0.5", "--model.lr=-1.0")
-    assert "Expected a training that runs, but a few batches of it, as a check, ended in ValueError: Invalid" in message
+    assert "Expected a training that runs, but a trial of a few batches ended in ValueError: Invalid" in message
     assert not results()
 
 

@@ -231,6 +231,6 @@ def test_labels_of_ours_are_not_for_methods():
     from lightning_prune.compare.methods import of_entries
 
     for label in ("full data", "full data, 3 of 4 epochs", "pilot of x", "a/b"):
-        with pytest.raises(RefusedError, match="Expected labels of letters"):
+        with pytest.raises(RefusedError, match="Expected labels that can name files"):
             of_entries({label: {"class_path": "RePB"}}, "it")
     assert of_entries({"a": {"class_path": "RePB"}}, "it") == [Method("a", "lightning_prune.RePB")]

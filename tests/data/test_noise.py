@@ -155,7 +155,7 @@ def test_bad_inputs():
         inject_label_noise(targets, "asymmetric_cifar100", 0.5, 10)
     with pytest.raises(ValueError, match="`num_classes=10` for 'asymmetric_cifar10_one_way', but got 11"):
         inject_label_noise(targets, "asymmetric_cifar10_one_way", 0.5, 11)
-    with pytest.raises(ValueError, match=r"within \[0, 5\)"):
+    with pytest.raises(ValueError, match=r"in \[0, 5\), by `num_classes=5`"):
         inject_label_noise(targets, "symmetric", 0.5, 5)
     with pytest.raises(ValueError, match="`num_classes` to be an int >= 2"):
         inject_label_noise(targets * 0, "symmetric", 0.5, 1)

@@ -165,7 +165,7 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 
 
 def test_another_number_of_samples():
-    with pytest.raises(ValueError, match="for 40 samples, but got 41"):
+    with pytest.raises(ValueError, match="the 40 samples of the training dataset, but it is for 41"):
         fit(ScoreRecorder(EL2N(41)))
 
 

@@ -274,8 +274,11 @@ def save_nothing(path):
     ("args", "match"),
     [
         (["--save_to=a.npz", "--method=KCentre"], "Expected `method` to be one of"),
-        (["--save_to=a.npz", "--method_args.windw=3"], "Expected parameters of TDDS among"),
-        (["--save_to=a.npz", "--method=KCenter", "--method_args.thresold=3"], "Expected parameters of KCenter among"),
+        (["--save_to=a.npz", "--method_args.windw=3"], "Expected parameters of TDDS, which takes "),
+        (
+            ["--save_to=a.npz", "--method=KCenter", "--method_args.thresold=3"],
+            "Expected parameters of KCenter, which takes first, but got thresold",
+        ),
         (["--save_to=a.npz", "--method_args.window=2"], "Expected `window` to be an int >= 3, but got 2."),
         (["--save_to=a.npz", "--method_args.window=x"], "Expected `window` to be an int >= 3, but got 'x'."),
         (["--save_to=a.csv"], "to end in `.npz`, but got 'a.csv'"),

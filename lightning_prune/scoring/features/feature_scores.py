@@ -311,7 +311,10 @@ def uses_validation(method: str, parameters: dict[str, Any]) -> bool:
 
 def _check_takes_validation(method: str) -> None:
     if method not in _TAKE_VALIDATION:
-        raise ValueError(f"Expected a validation set for one of {list(_TAKE_VALIDATION)}, but got one for {method!r}.")
+        raise ValueError(
+            f"Expected no validation set for {method!r}, which scores by the training set alone, but got one. Leave it "
+            f"out; {' and '.join(_TAKE_VALIDATION)} take one."
+        )
 
 
 def _validating(validation: Features | None) -> dict[str, Tensor]:
@@ -330,7 +333,8 @@ def check_parameters(method: str, parameters: dict[str, Any]) -> None:
     else:
         known = {"DeepFool": ("max_iter",), "Random": ("seed",)}.get(method) or _RULES[method][1]
     if unknown := sorted(set(parameters) - set(known)):
-        raise ValueError(f"Expected parameters of {method} among {list(known)}, but got {unknown}.")
+        takes = f"takes {', '.join(known)}" if known else "takes none"
+        raise ValueError(f"Expected parameters of {method}, which {takes}, but got {', '.join(unknown)}.")
 
 
 def try_parameters(method: str, parameters: dict[str, Any]) -> None:

@@ -71,7 +71,13 @@ def glister(
     given = (val_logits, val_features, val_targets)
     if val_logits is None or val_features is None or val_targets is None:
         if any(value is not None for value in given):
-            raise ValueError("Expected `val_logits`, `val_features` and `val_targets` together, but got only some.")
+            names = [
+                name for name, value in zip(("logits", "features", "targets"), given, strict=True) if value is None
+            ]
+            raise ValueError(
+                "Expected `val_logits`, `val_features` and `val_targets` together, or none of them, but got no "
+                f"{' and no '.join(f'`val_{name}`' for name in names)}."
+            )
         val_logits, val_features, val_targets = logits, features, targets
     _, val_features, val_onehot = _output_grads(val_logits, val_features, val_targets)
     shifted = val_logits = val_logits.double()

@@ -78,8 +78,10 @@ def influence(
     given = (val_logits, val_features, val_targets)
     if any(value is not None for value in given) and (kind == "norm" or any(value is None for value in given)):
         raise ValueError(
-            "Expected `val_logits`, `val_features` and `val_targets` together, for `kind='loss'`, but got only some of "
-            f"them, or kind={kind!r}."
+            "Expected no `val_logits`, `val_features` and `val_targets` with kind='norm', which uses no validation "
+            "set. Leave them out, or pass `kind='loss'`."
+            if kind == "norm"
+            else "Expected `val_logits`, `val_features` and `val_targets` together, or none of them, but got only some."
         )
     probs, errors, inputs = read_head(logits, features, targets)
     if kind == "norm":

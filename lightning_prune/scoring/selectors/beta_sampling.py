@@ -71,10 +71,18 @@ def beta_weights(scores: Tensor, difficulty_mean: Tensor, prune_ratio: float, *,
     check_selectable(difficulty_mean, 1)
     check_ratio("prune_ratio", prune_ratio)
     check_number("c_d", c_d, "a number > 0", float(c_d) > 0)
-    if len(difficulty_mean) != len(scores) or bool(((difficulty_mean < 0) | (difficulty_mean > 1)).any()):
-        raise ValueError(f"Expected `difficulty_mean` ({len(scores)},) in [0, 1], but got another length or range.")
-    if bool(((scores < 0) | scores.isinf()).any()):
-        raise ValueError("Expected `scores` to be finite and >= 0, but got a negative or infinite one.")
+    if len(difficulty_mean) != len(scores):
+        raise ValueError(
+            f"Expected `difficulty_mean` of the {len(scores)} samples of `scores`, but got {len(difficulty_mean)}."
+        )
+    low, high = (float(value) for value in torch.aminmax(difficulty_mean))
+    if low < 0 or high > 1:
+        raise ValueError(f"Expected `difficulty_mean`, mean probabilities, in [0, 1], but got [{low:g}, {high:g}].")
+    if bad := int(((scores < 0) | scores.isinf()).sum()):
+        raise ValueError(
+            f"Expected `scores` to be finite and >= 0, as weights of a draw, but {bad} are not. Use a DUAL score "
+            "file, or another selector."
+        )
     scores, mu = scores.double(), difficulty_mean.double()
     hardest = scores.argsort(descending=True, stable=True)[:10]
     beta = _CONCENTRATION * (1 - mu[hardest].mean()) * (1 - prune_ratio**c_d)

@@ -49,10 +49,16 @@ def ccs(
         tensor(3)
     """
     cutoff_scores = scores if cutoff_scores is None else cutoff_scores
-    for values in (scores, cutoff_scores):
+    for name, values in (("scores", scores), ("cutoff_scores", cutoff_scores)):
         check_selectable(values, k)
-        if len(values) != len(scores) or bool(values.isinf().any()):
-            raise ValueError(f"Expected finite scores and cutoff scores ({len(scores)},), but got infinite or others.")
+        if len(values) != len(scores):
+            raise ValueError(
+                f"Expected `cutoff_scores` of the {len(scores)} samples of `scores`, but got {len(values)}."
+            )
+        if infinite := int(values.isinf().sum()):
+            raise ValueError(
+                f"Expected `{name}` to be finite, since strata divide their range, but {infinite} are not."
+            )
     check_ratio("hard_cutoff", hard_cutoff)
     check_int("num_strata", num_strata, low=1)
     dropped = int(len(scores) * hard_cutoff + 1e-6)

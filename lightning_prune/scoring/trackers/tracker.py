@@ -229,9 +229,15 @@ class Tracker(ABC):
             expected["num_samples"] = self.num_samples
         for name, value in expected.items():
             if state_dict[name] != value:
-                raise ValueError(f"Expected tracker state with {name} {value!r}, but got {state_dict[name]!r}.")
+                raise ValueError(
+                    f"Expected the state of a tracker with {name}={value!r}, but the checkpoint has "
+                    f"{state_dict[name]!r}. Resume with the tracker that the run was started with."
+                )
         if state_dict.get("version", 1) > STATE_VERSION:
-            raise ValueError(f"Expected tracker state of version <= {STATE_VERSION}, but got {state_dict['version']}.")
+            raise ValueError(
+                f"Expected tracker state of version <= {STATE_VERSION}, but got {state_dict['version']}. It was "
+                "written by a newer lightning-prune: upgrade to resume it."
+            )
         self.num_samples = state_dict["num_samples"] or self.num_samples
         self.epoch = state_dict["epoch"]
         self.state = {name: values.clone() for name, values in state_dict["state"].items()}

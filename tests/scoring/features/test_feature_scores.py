@@ -287,8 +287,8 @@ def test_images_of_any_shape_for_deepfool():
     [
         ("TDDS", {}, "`method` to be one of"),
         ("KCentre", {}, "`method` to be one of"),
-        ("KCenter", {"thresold": 0.9}, r"parameters of KCenter among \['first'\], but got \['thresold'\]"),
-        ("EL2N", {"num_samples": 3}, r"parameters of EL2N among \['num_epochs'\]"),
+        ("KCenter", {"thresold": 0.9}, "parameters of KCenter, which takes first, but got thresold"),
+        ("EL2N", {"num_samples": 3}, "parameters of EL2N, which takes num_epochs, but got num_samples"),
         ("KCenter", {"prune_ratio": 1.0}, r"`prune_ratio` to be a number in \[0, 1\)"),
         ("KCenter", {"seed": -1}, "`seed`"),
     ],

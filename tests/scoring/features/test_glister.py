@@ -72,7 +72,7 @@ def test_k_need_not_divide(golden, head, k):
 def test_bad_inputs(golden, head):
     logits, _, _, targets = head
     features = golden["features"]
-    with pytest.raises(ValueError, match="together, but got only some"):
+    with pytest.raises(ValueError, match="got no `val_features` and no `val_targets`"):
         glister(logits, features, targets, 5, val_logits=logits)
     with pytest.raises(ValueError, match="`k` to be an int >= 1 and <= 60"):
         glister(logits, features, targets, 0)

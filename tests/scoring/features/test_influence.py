@@ -141,9 +141,9 @@ def test_what_does_not_converge_is_told(trained, monkeypatch):
 def test_bad_inputs(golden, head):
     logits, _, _, targets = head
     features = golden["features"]
-    with pytest.raises(ValueError, match="together, for `kind='loss'`, but got only some of"):
+    with pytest.raises(ValueError, match="together, or none of them, but got only some"):
         influence(logits, features, targets, kind="loss", val_logits=logits)
-    with pytest.raises(ValueError, match="or kind='norm'"):
+    with pytest.raises(ValueError, match="with kind='norm', which uses no validation set"):
         influence(logits, features, targets, val_logits=logits, val_features=features, val_targets=targets)
     with pytest.raises(ValueError, match="`damping` to be a number > 0"):
         influence(logits, features, targets, damping=0.0)

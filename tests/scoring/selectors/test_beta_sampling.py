@@ -57,9 +57,9 @@ def test_means_of_exactly_zero_and_one():
 
 def test_bad_inputs():
     scores, mu = torch.ones(3), torch.full((3,), 0.5)
-    with pytest.raises(ValueError, match=r"`difficulty_mean` \(3,\) in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`difficulty_mean`"):
         beta_sampling(scores, mu + 1, 2)
-    with pytest.raises(ValueError, match=r"`difficulty_mean` \(3,\) in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`difficulty_mean`"):
         beta_sampling(scores, mu[:2], 2)
     with pytest.raises(ValueError, match="finite and >= 0"):
         beta_sampling(-scores, mu, 2)
