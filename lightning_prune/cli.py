@@ -227,7 +227,7 @@ def _check_files(entry: Any, *, resumes: bool) -> None:
 def _check_checkpoint(path: Any) -> None:
     """Raise OSError if a checkpoint is named that is not there; a word such as ``last`` is Lightning's to look up."""
     if isinstance(path, str) and Path(path).suffix and ":" not in path and not Path(path).exists():
-        raise FileNotFoundError(f"Expected `ckpt_path` to be a checkpoint, but there is none at '{path}'.")
+        raise FileNotFoundError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{path}'.")
 
 
 def _check_readable(name: str, path: Path) -> None:

@@ -82,7 +82,7 @@ def test_print_config_shows_defaults_and_help(capsys):
         ("--model.width=wide", "`width`:\n  Expected a whole number, but got wide\n  See `--model.width=wide`.\n"),
         (
             "--ckpt_path=no.ckpt",
-            "Expected `ckpt_path` to be a checkpoint, but there is none at 'no.ckpt'.\n  See "
+            "Expected `ckpt_path` to be a checkpoint, but there is no file 'no.ckpt'.\n  See "
             "`--ckpt_path=no.ckpt`.\nFor all arguments: lightning-prune fit --help\n",
         ),
         ("--trainer.callbacks=InfoBach", "Pruning methods: "),
@@ -122,7 +122,7 @@ def test_files_are_looked_for_before_model_and_data_are_built(callback, match, c
 
 
 def test_a_checkpoint_that_is_none(capsys):
-    for content in ("trainer: {}", "-", ""):
+    for content in ("trainer: {}", ""):
         Path("text.ckpt").write_text(content)
         assert "Expected `ckpt_path` to be a checkpoint, but it cannot be read: " in fails(
             capsys, "--config", CONFIG, "--ckpt_path=text.ckpt"

@@ -106,8 +106,8 @@ class SeveralLoaders:
         others = [c for c in private.get_callbacks(trainer) if _reads_a_table(c)]
         if others:
             raise MisconfigurationException(
-                f"Expected no {type(others[0]).__name__} beside {loaders}: it reads the losses and counts of one "
-                "loader, and there are several. Leave it out, or prune one loader."
+                f"Expected no callback beside {loaders} that reads the losses and counts of one loader, but got "
+                f"{type(others[0]).__name__}. Leave it out, or prune one loader."
             )
         if private.reloads(trainer):
             raise MisconfigurationException(

@@ -105,7 +105,7 @@ def test_separation_counts_pairs():
         (lambda: jaccard(torch.tensor([0.0]), torch.tensor([0])), TypeError, "`first` to be an int64 tensor"),
         (lambda: jaccard(torch.tensor([0]), torch.tensor([[0]])), ValueError, "`second` to be one-dimensional"),
         (lambda: jaccard(*[torch.tensor([], dtype=torch.int64)] * 2), ValueError, "two empty selections"),
-        (lambda: usage_histogram(torch.tensor([4]), 3), ValueError, r"within \[0, 3\]"),
+        (lambda: usage_histogram(torch.tensor([4]), 3), ValueError, r"in \[0, 3\], by `num_epochs=3`"),
         (lambda: usage_histogram(torch.tensor([0.5]), 3), TypeError, "integer tensor"),
         (lambda: class_kept_share(torch.tensor([0]), torch.tensor([0.0])), TypeError, "`targets`"),
         (lambda: noise_ratio(torch.tensor([0]), torch.tensor([1])), TypeError, "bool tensor"),
