@@ -1,4 +1,7 @@
-"""Masked language modelling: a loss per token, a mask for the tokens that were hidden."""
+"""Masked language modelling: a loss per token, a mask for the tokens that were hidden.
+
+A text's score is the mean over its own hidden tokens. Others are hidden in each epoch, so it tells of these, too.
+"""
 
 from __future__ import annotations
 

@@ -13,24 +13,25 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import lightning.pytorch as L
 import torch
 import yaml
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
 from examples.experiments import advised, analysis, drift, hard_and_noisy, label_issues, noise, phases
 from examples.experiments import run as experiments
-from examples.experiments.noise import NoisyDigits
 from examples.experiments.training import quiet
 from examples.glyphs.task import GlyphModel
 from lightning_prune import InfoBatch, OrderDP
 from lightning_prune.cli import PruneCLI
-from lightning_prune.scoring import EL2N, ScoreFile, ScoreRecorder, StaticPruning
+from lightning_prune.scoring import StaticPruning
 
 ROOT = Path(__file__).parents[2]
 SEED = 0
@@ -169,27 +170,24 @@ def mislabelled_kept() -> float:
     )
 
 
-def random_coreset(data: NoisyDigits | DigitsData) -> float:
-    """Return the accuracy of what trains on a random 70 % of the data."""
+def digits(kind: str) -> tuple[TensorDataset, Tensor, TensorDataset]:
+    """Return training digits, as they are or damaged, which of them are, and test digits."""
+    data = DigitsData(split_seed=SEED)
     data.setup("fit")
-    held_out = data.clean.held_out if isinstance(data, NoisyDigits) else data.held_out
-    draw = torch.rand(len(data.train), generator=torch.Generator().manual_seed(SEED))
-    return static.accuracy(static.fit(data.train, SEED + 100, 15, StaticPruning(draw, 0.3, seed=SEED)), held_out)
+    return *static.damaged(data.train, kind, SEED), data.held_out
 
 
-def noisy_digits() -> NoisyDigits:
-    return NoisyDigits("symmetric", static.NOISE, split_seed=SEED)
+def random_coreset(kind: str) -> float:
+    """Return the accuracy of what trains on a random 70 % of the digits."""
+    train, _, held_out = digits(kind)
+    draw = torch.rand(len(train), generator=torch.Generator().manual_seed(SEED))
+    return static.accuracy(static.fit(train, SEED + 100, 15, StaticPruning(draw, 0.3, seed=SEED)), held_out)
 
 
 def wrong_kept_by_el2n() -> float:
-    data = noisy_digits()
-    data.setup("fit")
-    tracker = EL2N(num_epochs=5)
-    static.fit(data.train, SEED, 15, ScoreRecorder([tracker]))
-    scores = ScoreFile.make(tracker.compute(), method="EL2N", keep=tracker.keep, columns=tracker.columns())
-    kept = StaticPruning(scores, 0.5, seed=SEED).choose(len(data.train)).indices
-    wrong = data.train.tensors[1] != data.clean.train.tensors[1]
-    return float(wrong[kept].double().mean())
+    train, wrong, _ = digits("noisy")
+    run = static.score(train, SEED, 15, ["EL2N"])["EL2N"](0.5)
+    return float(wrong[run.choose(len(train)).indices].double().mean())
 
 
 def wrong_labels() -> float:
@@ -265,11 +263,9 @@ CELLS = {
     "groups kept": Cell(
         ANALYSIS, "Hard against", ("InfoBatch, 0.5",), "share mislabelled among the kept", mislabelled_kept
     ),
-    "static": Cell(
-        STATIC, "Clean labels", ("random",), "30% pruned", lambda: random_coreset(DigitsData(split_seed=SEED))
-    ),
+    "static": Cell(STATIC, "Clean labels", ("random",), "30% pruned", partial(random_coreset, "right")),
     "static, trained with noise": Cell(
-        STATIC, "Accuracy with wrong labels", ("random",), "30% pruned", lambda: random_coreset(noisy_digits())
+        STATIC, "Accuracy with wrong labels", ("random",), "30% pruned", partial(random_coreset, "noisy")
     ),
     "static, noisy": Cell(STATIC, "20 % wrong labels", ("EL2N",), "50% pruned", wrong_kept_by_el2n),
 }  # fmt: skip

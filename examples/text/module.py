@@ -20,6 +20,8 @@ from lightning_prune import WeightedLossMixin
 class TextModule(WeightedLossMixin, L.LightningModule):
     """Embeddings, an encoder, the mean over the words, a linear layer; trained from scratch.
 
+    A sample's loss is the cross-entropy of its text's class: one number, however long the text is.
+
     Args:
         num_classes: Number of classes.
         vocabulary: Number of word ids, that of the data.

@@ -83,6 +83,8 @@ class NewsData(L.LightningDataModule):
 class NewsModule(WeightedLossMixin, L.LightningModule):
     """Three linear layers with batch norms and softsigns, by Adam, whose rate falls from ``decay_from`` on.
 
+    A sample's loss is the cross-entropy of its label, possibly wrong; it depends on the batch by the batch norms.
+
     Args:
         size: Numbers of a text.
         widths: Units of the two hidden layers.

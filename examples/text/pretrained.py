@@ -25,6 +25,8 @@ LAYER = re.compile(r"\blayers?\.(\d+)\.")
 class PretrainedClassifier(WeightedLossMixin, L.LightningModule):
     """A transformer with a new head; batches are ``(inputs, targets)``. Its own ``loss`` is a mean, so it is not used.
 
+    A sample's loss is the cross-entropy of its text's or sound's class: one number, however long that is.
+
     Args:
         model: Name or folder of the model.
         kind: ``"text"`` or ``"audio"``.

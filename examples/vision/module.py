@@ -25,6 +25,9 @@ from lightning_prune import WeightedLossMixin
 class VisionModule(WeightedLossMixin, L.LightningModule):
     """A model, its loss per sample, its optimizer and its schedule, all by name.
 
+    A sample's loss is the cross-entropy of its label. It depends on the batch by batch normalisation, and with MixUp or
+    CutMix by the neighbour that it is mixed with.
+
     Args:
         arch: A model of timm, such as ``"resnet18"`` or ``"swin_tiny_patch4_window7_224"``, or one of torchvision, such
             as ``"torchvision/shufflenet_v2_x1_0"``.

@@ -22,6 +22,9 @@ from lightning_prune.data import SOPLoss
 class SOPModule(WeightedLossMixin, L.LightningModule):
     """A ResNet for small images and the loss of SOP+; batches are ((weak, strong), targets, ids).
 
+    A sample's loss is that of `SOPLoss`: of its weak view and its label, and the divergence of its two views. The
+    balance is of the whole batch, which with pruning is of kept samples only: it moves all scores of a step alike.
+
     Args:
         num_samples: Length of the whole training set; a part of it may be pruned.
         num_classes: Number of classes.

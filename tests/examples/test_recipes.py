@@ -10,6 +10,7 @@ import csv
 import importlib
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -397,3 +398,28 @@ def test_the_grid_holds_the_best_settings_of_the_paper():
     assert {(10, 70), (10, 90), (10, 80), (10, 30), (5, 10)} <= set(settings)
     assert settings[9] == (10, 70)
     assert "tdds_9.npz --trainer.callbacks.prune_ratio=0.3" in path.read_text()
+
+
+def test_the_page_of_the_papers_names_recipes_that_are_there():
+    """And all of them but the bases of AlignPrune alone, second runs, and those of no paper's table."""
+    words = set(re.findall(r"`(\w+)`", (ROOT / "docs/papers.md").read_text()))
+    recipes = {
+        path.stem
+        for path in (ROOT / "examples").glob("*/**/*_*.yaml")
+        if path.parent.name in ("configs", "text", "audio")
+    }
+    of_data = re.compile(r"(agnews|cifar10|clothing1m|esc50|eurosat|imagenet|news_|webvision50)")
+    assert {word for word in words if of_data.match(word)} <= recipes
+    assert {path.stem for path in ROOT.glob("examples/tasks/*.yaml")} - words == {
+        "audio",
+        "clip",
+        "detection",
+        "graphs",
+        "instruction",
+        "segmentation",
+        "simclr",
+    }
+    assert {name for name in recipes - words if not name.endswith(("_prune", "_infobatch", "_seta"))} == {
+        "agnews_repb",
+        "cifar10_resnet50_repb",
+    }
