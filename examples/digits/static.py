@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import product
-from typing import final
+from typing import Any, final
 
 import lightning.pytorch as L
 import torch
@@ -118,7 +118,8 @@ def score_once(name: str, model: DigitsClassifier, features: Features, train: Te
     if name == "DeepFool":
         return score_module(name, model, DataLoader(train, 256), progress=False)
     method, _, pseudo_clean = name.partition(", ")
-    return score_features(method, features, seed=seed, **({"pseudo_clean": True} if pseudo_clean else {}))
+    parameters: dict[str, Any] = {"pseudo_clean": True} if pseudo_clean else {}
+    return score_features(method, features, seed=seed, **parameters)
 
 
 def score(train: TensorDataset, seed: int, epochs: int, methods: Collection[str] | None = None) -> Runs:
