@@ -17,6 +17,9 @@ collect_ignore = ["emulated_device.py"]  # doctests are looked for in every modu
 
 torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would cost more than the arithmetic
 
+if not torch.cuda.device_count():  # else each checkpoint loads the driver's library again, to be told the same
+    torch.cuda.device_count = lambda: 0
+
 # Each Trainer asks what every installed package offers it: a tenth of a small run.
 lightning.fabric.utilities.registry.entry_points = cache(lightning.fabric.utilities.registry.entry_points)
 

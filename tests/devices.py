@@ -115,6 +115,6 @@ def train_beside(folder, in_step, where):
         where: Makes arguments of a Trainer that say on which device.
     """
     whole = beside(folder, in_step, **where())
-    middle = sorted(folder.glob("step/*.ckpt"), key=step_of)[15]
+    middle = sorted(folder.glob("step/*.ckpt"), key=step_of)[4]
     held = torch.load(middle, weights_only=False)["callbacks"]["ScoreRegistry"]["losses"]
     return {"whole": whole, "resumed": beside(folder, in_step, middle, **where()), "saved on": held.device.type}

@@ -104,7 +104,7 @@ def test_resume_of_a_run_that_steps_end(tmp_path):
         return Outcome.of(trainer, model)
 
     whole = fit()
-    for path in sorted(tmp_path.glob("step/*.ckpt"), key=step_of)[5:35:9]:
+    for path in sorted(tmp_path.glob("step/*.ckpt"), key=step_of)[1:-1:3]:
         assert_resumed(whole, fit(path))
 
 

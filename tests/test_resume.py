@@ -42,12 +42,13 @@ def fit(
     loader=None,
     schedule=one_cycle,
     validate=False,
-    write=True,
+    write=None,
     **kwargs,
 ):
-    """Run 5 epochs; unless told otherwise, with checkpoints of each step, each epoch's end and each validation."""
+    """Run 5 epochs; unless it resumes, with checkpoints of some steps, each epoch's end and each validation."""
+    write = ckpt_path is None if write is None else write
     checkpoints = checkpointing(folder) if write else []
-    if validate:
+    if validate and write:
         checkpoints.append(
             ModelCheckpoint(folder / "val", "{epoch}-{step}", "val_loss", save_on_train_epoch_end=False, save_top_k=-1)
         )
@@ -76,11 +77,10 @@ SOME = ["Keep", "InfoBatch", "RePB", *[case for case in contract.CASES if contra
 
 @pytest.mark.parametrize("case", contract.CASES)
 def test_every_method_with_workers(case, tmp_path):
-    """From a middle, an end and a last batch: workers take time to start, and kinds of runs have two."""
+    """From a middle, where workers have been asked for more: kinds of runs have two, and ends and last batches."""
     whole = fit(case, tmp_path / "whole", loader={"num_workers": 1})
-    for i, path in enumerate(checkpoint_choices(tmp_path / "whole")[:3]):
-        resumed = fit(case, tmp_path / f"resumed{i}", path, loader={"num_workers": 1}, write=False)
-        assert_resumed(whole, resumed)
+    middle = checkpoint_choices(tmp_path / "whole")[0]
+    assert_resumed(whole, fit(case, tmp_path / "resumed", middle, loader={"num_workers": 1}, write=False))
 
 
 @pytest.mark.parametrize("case", SOME)
@@ -89,7 +89,7 @@ def test_every_kind_of_run(case, variant, tmp_path):
     kwargs = SOME_METHODS[variant]
     whole = fit(case, tmp_path / "whole", **kwargs)
     choices = checkpoint_choices(tmp_path / "whole")  # annealing starts in epoch 4
-    for i, path in enumerate(choices[:3] if "num_workers" in kwargs.get("loader", {}) else choices):
+    for i, path in enumerate(choices[:3] if "num_workers" in kwargs.get("loader", {}) else choices[:5]):
         assert_resumed(whole, fit(case, tmp_path / f"resumed{i}", path, **kwargs))
 
 
@@ -99,8 +99,8 @@ def test_resumed_runs_can_be_resumed(kind, tmp_path):
     whole = fit("InfoBatch", tmp_path / "whole", dropout=0.3)
     choices = checkpoint_choices(tmp_path / "whole")
     first = {"end": choices[3], "middle": choices[0], "last_batch": choices[5]}[kind]
-    assert_resumed(whole, fit("InfoBatch", tmp_path / "again", first, dropout=0.3))
-    for i, path in enumerate(sorted(tmp_path.glob("again/step/*.ckpt"), key=step_of)[:-1:3]):
+    assert_resumed(whole, fit("InfoBatch", tmp_path / "again", first, dropout=0.3, write=True))
+    for i, path in enumerate(sorted(tmp_path.glob("again/step/*.ckpt"), key=step_of)[:-1]):
         assert_resumed(whole, fit("InfoBatch", tmp_path / f"third{i}", path, dropout=0.3))
 
 
@@ -125,12 +125,12 @@ def test_extended_run(tmp_path):
 
 def test_max_steps(tmp_path):
     whole = fit("InfoBatch", tmp_path / "whole", schedule=None, max_epochs=-1, max_steps=37)
-    for i, path in enumerate(sorted(tmp_path.glob("whole/step/*.ckpt"), key=step_of)[3:36:7]):
+    for i, path in enumerate(sorted(tmp_path.glob("whole/step/*.ckpt"), key=step_of)[1:-1:2]):
         assert_resumed(whole, fit("InfoBatch", tmp_path / f"r{i}", path, schedule=None, max_epochs=-1, max_steps=37))
 
 
 def last_step(folder):
-    return sorted(folder.glob("step/*.ckpt"), key=step_of)[12]
+    return sorted(folder.glob("step/*.ckpt"), key=step_of)[4]
 
 
 def test_state_loads_with_weights_only(tmp_path):

@@ -116,9 +116,10 @@ def collect_rng_state() -> dict[str, Any]:
     """Return the states of the global generators as tensors and plain numbers, as checkpoints need them."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002  (the user's global generator, read only)
     name, keys, *rest = numpy_state
+    version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": random.getstate(),
+        "python": [version, torch.tensor(internal), gauss],  # 625 numbers, one by one, are slow to pickle
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
     }
     if torch.cuda.is_available():
@@ -130,7 +131,7 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     """Set the global generators to what :func:`collect_rng_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))  # numbers in older checkpoints
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if "cuda" in state and torch.cuda.is_available():

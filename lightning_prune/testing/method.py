@@ -11,6 +11,7 @@ import random
 import time
 from abc import ABC
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -36,6 +37,7 @@ from lightning_prune.testing.task import (
     PlainModel,
     Remember,
     ScriptedModel,
+    TaskModel,
     ToldModel,
     WeightedModel,
     assert_resumed,
@@ -114,39 +116,27 @@ class MethodContract(ABC):
         """Weights, order and random numbers, bit for bit, with dropout."""
         if self.neutral is None:
             pytest.skip("no `neutral`")
-        seen = []
-        for callbacks, model in (([], PlainModel(dropout=0.3)), ([self.neutral()], Model(dropout=0.3))):
-            torch.manual_seed(5)
-            make_trainer(*callbacks, max_epochs=3).fit(model, make_loader(self.num_samples, shuffle=False))
-            seen.append((model.seen, model.layer.weight.tolist(), torch.get_rng_state().tolist()))
-        assert seen[0] == seen[1]
+        assert _in_order(Model(dropout=0.3), self.num_samples, self.neutral()) == _plain(self.num_samples, dropout=0.3)
 
     def test_global_random_numbers_are_left_alone(self) -> None:
         """Of torch, NumPy and Python; draws come from the generator that the method is handed."""
-        after = []
-        for callbacks, model in (([], PlainModel()), ([self.method()], Model())):
-            torch.manual_seed(7)
-            np.random.seed(7)  # as the user would
-            random.seed(7)
-            make_trainer(*callbacks, max_epochs=EPOCHS).fit(model, make_loader(self.num_samples, shuffle=False))
-            numpy_state: Any = np.random.get_state()
-            after.append((torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate()))
-        assert after[0] == after[1]
+        run, plain = _in_order(Model(), self.num_samples, self.method()), _plain(self.num_samples)
+        assert run["random"] == plain["random"]
 
     def test_warmup_epochs_train_on_everything(self) -> None:
         """As many as the argument says."""
-        _, model = self._fit(remake(self.method(), warmup_epochs=2))
+        _, model = self._fit(remake(self.method(), warmup_epochs=2), batch_size=2 * BATCH_SIZE)
         for epoch in range(2):
             assert sorted(model.epoch_ids(epoch)) == list(range(self.num_samples))
 
     def test_same_seed_same_run(self) -> None:
         """The method can be used again in a new Trainer, and copied or pickled before or after a run."""
         method = self.method()
-        pickled, copied = pickle.loads(pickle.dumps(method)), copy.deepcopy(method)
-        trainer, model = self._fit(method)
+        copied = copy.deepcopy(pickle.loads(pickle.dumps(method)))
+        trainer, model = self._fit(method, batch_size=2 * BATCH_SIZE)
         first = Outcome.of(trainer, model)
-        for same in (method, pickled, copied, copy.deepcopy(method)):
-            again = Outcome.of(*self._fit(same))
+        for same in (copied, copy.deepcopy(method), method):
+            again = Outcome.of(*self._fit(same, batch_size=2 * BATCH_SIZE))
             assert first.seen == again.seen
             assert_same_state(first, again)
         registry = pickle.loads(pickle.dumps(ScoreRegistry.of(trainer)))
@@ -154,10 +144,10 @@ class MethodContract(ABC):
 
     def test_fit_again_goes_on(self) -> None:
         """The same Trainer with more epochs goes on from the state it has."""
-        trainer, model = self._fit(self.method(), max_epochs=2)
+        trainer, model = self._fit(self.method(), max_epochs=2, batch_size=2 * BATCH_SIZE)
         counts = ScoreRegistry.of(trainer).counts.sum()
         trainer.fit_loop.max_epochs = EPOCHS
-        trainer.fit(model, make_loader(self.num_samples))
+        trainer.fit(model, make_loader(self.num_samples, 2 * BATCH_SIZE))
         registry = ScoreRegistry.of(trainer)
         assert registry.epoch == EPOCHS
         assert registry.counts.sum() > counts
@@ -192,7 +182,7 @@ class MethodContract(ABC):
                 *self._fit(
                     *callbacks,
                     model=Model(dropout=0.3),
-                    max_epochs=6 + 4 * self.kills,
+                    max_epochs=2 + 4 * self.kills,
                     enable_checkpointing=True,
                     ckpt_path=processes.newest_checkpoint(folder),
                 )
@@ -289,7 +279,10 @@ class MethodContract(ABC):
         """Losses of some samples that are never finite are counted, the run goes on, and no finite loss is lost."""
         broken = self._where(where)
         trainer, model = self._fit(
-            remake(self.method(), warmup_epochs=1), model=ToldModel(bad, broken), logger=(logger := Remember())
+            remake(self.method(), warmup_epochs=1),
+            model=ToldModel(bad, broken),
+            batch_size=2 * BATCH_SIZE,
+            logger=(logger := Remember()),
         )
         assert logger.lines[0][1]["prune/nonfinite"] == broken.sum()
         assert bool(model.layer.weight.isfinite().all())
@@ -316,7 +309,7 @@ class MethodContract(ABC):
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_equal_losses(self) -> None:
         """A run whose losses are all the same goes on."""
-        trainer, model = self._fit(self.method(), model=ToldModel(0.7, self._where("all")))
+        trainer, model = self._fit(self.method(), model=ToldModel(0.7, self._where("all")), batch_size=2 * BATCH_SIZE)
         losses = ScoreRegistry.of(trainer).losses
         assert set(losses[losses.isfinite()].tolist()) == {torch.tensor(0.7).item()}
         assert all(model.epoch_ids(epoch) for epoch in range(EPOCHS))
@@ -440,6 +433,24 @@ class MethodContract(ABC):
         return self.by_batch or self.method().picks_in_batch
 
 
+def _in_order(model: TaskModel, num_samples: int, *callbacks: L.Callback) -> dict[str, Any]:
+    """Train without shuffling; return what was trained, the weights, and the random numbers' states after it."""
+    torch.manual_seed(7)
+    np.random.seed(7)  # as the user would
+    random.seed(7)
+    loader = make_loader(num_samples, 2 * BATCH_SIZE, shuffle=False)
+    make_trainer(*callbacks, max_epochs=EPOCHS).fit(model, loader)
+    numpy_state: Any = np.random.get_state()
+    states = (torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate())
+    return {"seen": model.seen, "weights": model.layer.weight.tolist(), "random": states}
+
+
+@cache
+def _plain(num_samples: int, dropout: float = 0.0) -> dict[str, Any]:
+    """Return what comes of training without a method, for all methods."""
+    return _in_order(PlainModel(dropout=dropout), num_samples)
+
+
 @final
 class WaitInLastEpoch(L.Callback):
     """Makes a file in the last epoch, and waits to be killed.
@@ -487,10 +498,29 @@ def config_of(method: PruningCallback) -> dict[str, Any]:
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": values}
 
 
+@final
+class SomeSteps(ModelCheckpoint):
+    """Writes checkpoints after the second, a middle and the last batch of each epoch: those after others say no more.
+
+    Args:
+        folder: Where they go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "{epoch}-{step}", every_n_train_steps=1, save_top_k=-1)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write one, if it is one of these batches; the middle one is even, where gradients accumulate over two."""
+        if batch_idx in (1, int(trainer.num_training_batches) // 2 | 1) or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 def checkpointing(folder: Path) -> list[ModelCheckpoint]:
-    """Return callbacks that write a checkpoint after each step, and at each epoch's end."""
+    """Return callbacks that write a checkpoint after some steps of each epoch, and at its end."""
     return [
-        ModelCheckpoint(folder / "step", "{epoch}-{step}", every_n_train_steps=1, save_top_k=-1),
+        SomeSteps(folder / "step"),
         ModelCheckpoint(folder / "end", "{epoch}-{step}", save_on_train_epoch_end=True, save_top_k=-1),
     ]
 
