@@ -38,8 +38,15 @@ class Traffic(TorchDispatchMode):
 
 
 def run_rank(rank: int, n: int, rounds: int, store: str) -> dict[str, Any]:
-    """Run steps and epoch ends of one rank; return what was exchanged and how long the ends took."""
+    """Join the group, and return :func:`figures_of`."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
+    found = figures_of(rank, n, rounds)
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def figures_of(rank: int, n: int, rounds: int) -> dict[str, Any]:
+    """Return what one rank of the group exchanges, and how long the ends of its epochs take."""
     session = start_run(make_method("InfoBatch"), n, rank=rank, world_size=WORLD_SIZE)
     losses = exponential_losses(n)
     in_steps, at_end = Traffic(), Traffic()
@@ -58,7 +65,6 @@ def run_rank(rank: int, n: int, rounds: int, store: str) -> dict[str, Any]:
         with at_end:
             running.collect()
         with_sync.append(time.perf_counter() - start)
-    torch.distributed.destroy_process_group()
     return {
         "step_calls": in_steps.calls,
         "bytes": at_end.bytes * (WORLD_SIZE - 1) / (rounds + 1),
@@ -97,20 +103,24 @@ def seconds_per_image(batch_size: int = 4) -> float:
 
 def measure(*, n: int = 1_280_000, rounds: int = 5, resnet: bool = True) -> list[Row]:
     """Return the rows, of all ranks together."""
-    ranks = run_ranks(n, rounds)
+    rows = rows_of(n, run_ranks(n, rounds))
+    if not resnet:
+        return rows
+    epoch = seconds_per_image() * n / WORLD_SIZE
+    what = "2 ranks: epoch sync / epoch of ResNet-18 at 224 px (extrapolated from a step)"
+    return [*rows, Row(what, n, [value / 1e3 / epoch for value in rows[-1].values])]
+
+
+def rows_of(n: int, ranks: list[dict[str, Any]]) -> list[Row]:
+    """Return the rows of what the ranks found."""
     sent = sum(rank["bytes"] for rank in ranks) / n
     seconds = [max(pair) for pair in zip(*(rank["seconds"] for rank in ranks), strict=True)]
-    rows = [
+    return [
         Row("2 ranks (gloo): bytes sent by both per sample and epoch", n, [sent], 8, unit="B"),
         Row("2 ranks: collectives in an epoch's steps", STEPS, [sum(rank["step_calls"] for rank in ranks)], 0),
         Row("2 ranks: collectives at an epoch's end", n, [max(rank["calls"] for rank in ranks)], 1),
         Row("2 ranks: epoch sync, wall clock", n, [1e3 * value for value in seconds], unit="ms"),
     ]
-    if resnet:
-        epoch = seconds_per_image() * n / WORLD_SIZE
-        what = "2 ranks: epoch sync / epoch of ResNet-18 at 224 px (extrapolated from a step)"
-        rows.append(Row(what, n, [value / epoch for value in seconds]))
-    return rows
 
 
 if __name__ == "__main__":

@@ -142,6 +142,16 @@ class PruneCLI(LightningCLI):
         kwargs.setdefault("trainer_class", CommandTrainer)
         super().__init__(*args, **kwargs)
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Build the parser of the command that is given, of all where none comes first: each takes a while."""
+        commands = self.subcommands()
+        if add_subcommands and (given := list(_Parser.given[:1])) and given[0] in commands:
+            self.__dict__["subcommands"] = lambda: {given[0]: commands[given[0]]}
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        self.__dict__.pop("subcommands", None)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return LightningCLI's commands and our own, with the arguments that the configuration gives."""

@@ -1,31 +1,33 @@
-"""The command in a process of its own, forked from one that has imported torch and Lightning, as runs are."""
+"""The command in a process of its own, forked from the tests'."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import warnings
+from multiprocessing import forkserver
+from pathlib import Path
 
 from lightning_prune.cli import main
 from lightning_prune.compare import run
+from lightning_prune.testing.processes import fork, skip_without_fork
+
+PRELOAD = [run.__name__, "examples.digits.task"]
+
+
+def warm():
+    """Start the process that runs are forked from, with what those of the tests import: else each imports it anew."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 def start(*args):
-    """Start ``lightning-prune ARGS`` here; what it says goes to said.txt, its exit code is that of the process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([run.__name__])
-    process = context.Process(target=_be_command, args=(os.getcwd(), dict(os.environ), args))
-    process.start()
-    return process
+    """Start ``lightning-prune ARGS``; what it says goes to said.txt, its exit code is that of the process."""
+    skip_without_fork()
+    warm()
+    return fork(_be_command, args, log=Path("said.txt"))
 
 
-def _be_command(directory, environment, args):
-    os.chdir(directory)
-    os.environ.update(environment)
-    warnings.simplefilter("ignore")
+def _be_command(args):
+    forkserver._forkserver.ensure_running = lambda: None  # it runs, as the tests' child and not this process's
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-    with open("said.txt", "wb") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
     main(list(args))

@@ -18,7 +18,7 @@ import lightning_prune
 from lightning_prune.cli import main
 from tests.compare import command
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROOT = Path(__file__).parent.parent.parent
 REPORT = {"class_path": "PruningReport", "init_args": {"path": "mine.md", "metric": "val_loss"}}
@@ -57,6 +57,7 @@ def _elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
     Path("methods.yaml").write_text(yaml.safe_dump(METHODS))
+    command.warm()
 
 
 @pytest.fixture
