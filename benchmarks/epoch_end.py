@@ -157,12 +157,14 @@ def run_rounds(rows: Iterable[str], n: int, rounds: int) -> dict[str, Timings]:
     """Return the timings of interleaved rounds, after one to warm up."""
     rows, losses = list(rows), exponential_losses(n)
     timings: dict[str, Timings] = {}
+    frozen = gc.get_freeze_count()
     gc.collect()
     gc.freeze()  # `cpu_seconds` collects before it times; what the imports made need not be searched each time
     measure_round(rows, losses, {})
     for _ in range(rounds):
         measure_round(rows, losses, timings)
-    gc.unfreeze()
+    if not frozen:  # else what the caller froze would be searched again, too
+        gc.unfreeze()
     return timings
 
 
