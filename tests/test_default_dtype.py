@@ -73,19 +73,19 @@ def test_every_method(case_and_run, default_dtype):
 @pytest.mark.parametrize("case", contract.CASES)
 def test_every_method_through_the_trainer(case, default_dtype, tmp_path):
     """With a model of the default type, and resumed from the middle of an epoch."""
-    registry, saver = ScoreRegistry(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=12, save_top_k=-1)
+    registry, saver = ScoreRegistry(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=7, save_top_k=-1)
     callbacks = [registry, contract.make(case), PruningMonitor(targets=1), saver]
-    make_trainer(*callbacks, enable_checkpointing=True, max_epochs=7).fit(Model(), make_loader_of(default_dtype))
+    make_trainer(*callbacks, enable_checkpointing=True, max_epochs=5).fit(Model(), make_loader_of(default_dtype))
     assert registry.losses.dtype == torch.float32
     assert {v.dtype for v in registry.to_dict().values()} <= {
         torch.float32, torch.int16, torch.int32, torch.int64, torch.bool, torch.uint8, torch.float64,
     }  # fmt: skip
-    again = make_trainer(contract.make(case), max_epochs=4)
-    again.fit(Model(), make_loader_of(default_dtype), ckpt_path=tmp_path / "step=12.ckpt")
+    again = make_trainer(contract.make(case), max_epochs=3)
+    again.fit(Model(), make_loader_of(default_dtype), ckpt_path=tmp_path / "step=7.ckpt")
 
 
 def make_loader_of(dtype):
-    loader = make_loader()
+    loader = make_loader(batch_size=8)
     x, y, ids = loader.dataset.tensors
     loader.dataset.tensors = (x.to(dtype), y, ids)
     return loader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,15 +29,24 @@ NOTHING_PRUNED = {
 }
 
 
+KINDS = {
+    "plain": {},
+    "accumulate": {"accumulate_grad_batches": 3},
+    "amp": {"precision": "bf16-mixed"},
+    "workers": {"num_workers": 2},
+}
+
+
+@cache
+def without_us(kind):
+    return fit(PlainModel(dropout=0.3), [], **KINDS[kind])
+
+
 @pytest.mark.parametrize("name", NOTHING_PRUNED)
-@pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}, {"num_workers": 2}],
-    ids=["plain", "accumulate", "amp", "workers"],
-)
-def test_bit_identical(name, kwargs):
-    plain = fit(PlainModel(dropout=0.3), [], **kwargs)
-    pruned = fit(Model(dropout=0.3), NOTHING_PRUNED[name](), **kwargs)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bit_identical(name, kind):
+    plain = without_us(kind)
+    pruned = fit(Model(dropout=0.3), NOTHING_PRUNED[name](), **KINDS[kind])
     assert pruned.seen == plain.seen
     assert torch.equal(pruned.layer.weight, plain.layer.weight)
     assert torch.equal(pruned.layer.bias, plain.layer.bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(overfit_batches=|train_datalo
 OURS = "Trainer.overfit_batches=2.. trains the same few batches.*not pruned.*limit_train_batches"
 
 
+@cache
 def plain_run():
     model = PlainModel()
     make_trainer(overfit_batches=2).fit(model, make_loader(shuffle=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,17 @@ def test_a_loop_trains_what_the_trainer_trains(case):
     assert pruner.saved_fraction > 0
 
 
+@cache
+def whole_loop(case):
+    torch.manual_seed(5)
+    return in_a_loop(contract.make(case), dropout=0.3)
+
+
 @pytest.mark.parametrize("case", ["InfoBatch", "RePB", "SelectiveBackprop", "IES", "AlignPrune"])
 @pytest.mark.parametrize("stop", [3, 10, 13, 20, 31])  # in the middle, at the end of an epoch, on its last batch
 def test_a_loaded_state_goes_on(case, stop):
     """With dropout, so that the global generators must go on, too."""
-    torch.manual_seed(5)
-    whole, model, _ = in_a_loop(contract.make(case), dropout=0.3)
+    whole, model, _ = whole_loop(case)
     torch.manual_seed(5)
     _, first, state = in_a_loop(contract.make(case), dropout=0.3, stop=stop)
     torch.manual_seed(6)

@@ -107,22 +107,28 @@ def tables_of(tmp_path):
     return [torch.load(path, weights_only=False)["callbacks"]["ScoreRegistry"] for path in paths]
 
 
+KINDS = {
+    "keep": (lambda: Keep(0.5, 1.0, 0.75, weight=1.5), {}),
+    "schedule": (lambda: InfoBatch(seed=0, anneal_ratio=1), {"schedule": one_cycle}),
+    "workers": (lambda: RandomPruning(seed=0, prune_ratio=0.6), {"loader": {"num_workers": 1}}),
+    "limited": (lambda: contract.make("AlignPrune"), {"limit_train_batches": 6}),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def without_a_search(request, tmp_path_factory):
+    """A kind's method and arguments, and a run of it: its trainer, its model, and its checkpoints' tables."""
+    method, kwargs = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("plain")
+    return method, kwargs, *fit(folder, method(), **kwargs), tables_of(folder)
+
+
 @SEARCHES
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_epoch_end"])
 @pytest.mark.parametrize("epochs", [(0,), (1,), (0, 2)], ids=str)
-@pytest.mark.parametrize(
-    ("method", "kwargs"),
-    [
-        (lambda: Keep(0.5, 1.0, 0.75, weight=1.5), {}),
-        (lambda: InfoBatch(seed=0, anneal_ratio=1), {"schedule": one_cycle}),
-        (lambda: RandomPruning(seed=0, prune_ratio=0.6), {"loader": {"num_workers": 1}}),
-        (lambda: contract.make("AlignPrune"), {"limit_train_batches": 6}),
-    ],
-    ids=["keep", "schedule", "workers", "limited"],
-)
-def test_a_search_for_a_rate_leaves_no_trace(tmp_path, method, kwargs, epochs, hook):
+def test_a_search_for_a_rate_leaves_no_trace(tmp_path, without_a_search, epochs, hook):
     """The run, and each of its checkpoints, are those without the search, bit for bit."""
-    plain, model = fit(tmp_path / "plain", method(), **kwargs)
+    method, kwargs, plain, model, plain_tables = without_a_search
     finder = RatesAt(*epochs, hook=hook)
     searched, other = fit(tmp_path / "searched", method(), finder, **kwargs)
     assert len(finder.found) == len(epochs)
@@ -134,7 +140,7 @@ def test_a_search_for_a_rate_leaves_no_trace(tmp_path, method, kwargs, epochs, h
     assert other.lrs == model.lrs
     assert torch.equal(other.layer.weight, model.layer.weight)
     assert registry_of(searched).saved_fraction == registry_of(plain).saved_fraction
-    tables = zip(tables_of(tmp_path / "plain"), tables_of(tmp_path / "searched"), strict=True)
+    tables = zip(plain_tables, tables_of(tmp_path / "searched"), strict=True)
     for epoch, (one, two) in enumerate(tables):
         assert one["epoch"] == two["epoch"] == epoch + 1
         for name in ("losses", "counts"):

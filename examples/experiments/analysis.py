@@ -6,6 +6,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,8 @@ def unbiasedness() -> str:
     }
     gamma = orderdp_inclusion(1000, 775, 600)
     target = float((gamma * losses.double().sort(descending=True).values).sum())
-    name = "OrderDP(0.775, 0.775), against its surrogate loss"
-    rule = rules["OrderDP(0.775, 0.775), against the full loss"]
-    checks[name] = check_unbiased(rule, losses, 2000, target=target, generator=torch.Generator().manual_seed(1))
+    against_full = checks["OrderDP(0.775, 0.775), against the full loss"]
+    checks["OrderDP(0.775, 0.775), against its surrogate loss"] = replace(against_full, target=target)  # of these draws
     for epochs in (2, 40):
         checks[f"RePB(0.5), after {epochs} epochs"] = repb_epoch(losses, 0.5, epochs, torch.Generator().manual_seed(1))
     rows = [[name, f"{100 * check.relative_bias:+.2f} %", f"{check.z:+.1f}"] for name, check in checks.items()]
