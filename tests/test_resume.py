@@ -78,9 +78,10 @@ SOME = ["Keep", "InfoBatch", "RePB", *[case for case in contract.CASES if contra
 @pytest.mark.parametrize("case", contract.CASES)
 def test_every_method_with_workers(case, tmp_path):
     """From a middle, where workers have been asked for more: kinds of runs have two, and ends and last batches."""
-    whole = fit(case, tmp_path / "whole", loader={"num_workers": 1})
+    loader = {"num_workers": 1, "persistent_workers": True}  # of which each start takes longer than an epoch
+    whole = fit(case, tmp_path / "whole", loader=loader)
     middle = checkpoint_choices(tmp_path / "whole")[0]
-    assert_resumed(whole, fit(case, tmp_path / "resumed", middle, loader={"num_workers": 1}, write=False))
+    assert_resumed(whole, fit(case, tmp_path / "resumed", middle, loader=loader))
 
 
 @pytest.mark.parametrize("case", SOME)
