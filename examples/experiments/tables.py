@@ -267,6 +267,9 @@ CELLS = {
     "static, trained with noise": Cell(
         STATIC, "Accuracy with wrong labels", ("random",), "30% pruned", partial(random_coreset, "noisy")
     ),
+    "static, corrupted": Cell(
+        STATIC, "Corrupted images", ("random",), "30% pruned", partial(random_coreset, "corrupted")
+    ),
     "static, noisy": Cell(STATIC, "20 % wrong labels", ("EL2N",), "50% pruned", wrong_kept_by_el2n),
 }  # fmt: skip
 MODELS: dict[tuple[str, str], Callable[[], L.LightningModule]] = {
