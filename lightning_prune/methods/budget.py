@@ -309,10 +309,11 @@ class Budget(MethodWrapper):
         slack = self._tolerance(registry) + (_EARLY if goal.name == "save" and len(later) < 2 else 0.0)
         if least is not None and least > goal.limit + slack and not self._warned:
             self._warned = True
+            hope = ", and that may yet be enough: losses change as the model learns" if goal.name == "save" else ""
             rank_zero_warn(
-                f"Budget({goal.name}={goal.value:g}) cannot be kept: as far as can be told after epoch {epoch - 1}, "
-                f"{self._names} can reach {goal.bound} about {goal.says(least)}. The run goes on, and leaves out as "
-                f"much as it can. {_TIME_IS_UP if goal.name == 'hours' else self._setting.bound}"
+                f"Budget({goal.name}={goal.value:g}) cannot be kept as things are: after epoch {epoch - 1}, "
+                f"{self._names} can reach {goal.bound} about {goal.says(least)}. The run leaves out as much "
+                f"as it can{hope}. {_TIME_IS_UP if goal.name == 'hours' else self._setting.bound}"
             )
 
     def _say_if_missed(self, registry: SampleTable, spent: Spent) -> None:

@@ -407,7 +407,8 @@ def test_a_method_of_somebody_else():
     with (
         pytest.warns(UserWarning, match=r"Budget\(save=0.4\) was missed: the run ends with 0.100"),
         pytest.warns(
-            UserWarning, match=r"cannot be kept: .* after epoch 0, Deaf can reach at most about 0.100. The run goes on"
+            UserWarning,
+            match=r"cannot be kept as things are: after epoch 0, Deaf can reach at most about 0.100. The run",
         ),
     ):
         run(Budget(Deaf(), save=0.4))
