@@ -12,29 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.epoch_end import exponential_losses, make_method, record_epoch, start_run
 from benchmarks.measure import ROOT, Row, cpu_seconds, environment, one_thread
+from benchmarks.traffic import Sent
 
 WORLD_SIZE, STEPS = 2, 200
-
-
-class Traffic(TorchDispatchMode):
-    """Counts collectives and the bytes that this rank puts into them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            self.calls += 1
-            if func._schema.name != "c10d::_allgather_base_":
-                raise NotImplementedError(f"Expected an all-gather, but got {func}: say what it sends.")
-            self.bytes += args[1].numel() * args[1].element_size()  # (output, input, ...)
-        return func(*args, **(kwargs or {}))
 
 
 def run_rank(rank: int, n: int, rounds: int, store: str) -> dict[str, Any]:
@@ -49,7 +32,7 @@ def figures_of(rank: int, n: int, rounds: int) -> dict[str, Any]:
     """Return what one rank of the group exchanges, and how long the ends of its epochs take."""
     session = start_run(make_method("InfoBatch"), n, rank=rank, world_size=WORLD_SIZE)
     losses = exponential_losses(n)
-    in_steps, at_end = Traffic(), Traffic()
+    in_steps, at_end = Sent(), Sent()
     with_sync, alone = [], []
     for _ in range(rounds + 1):
         running = session.begin_epoch(0)  # in each round the same full epoch
@@ -67,7 +50,7 @@ def figures_of(rank: int, n: int, rounds: int) -> dict[str, Any]:
         with_sync.append(time.perf_counter() - start)
     return {
         "step_calls": in_steps.calls,
-        "bytes": at_end.bytes * (WORLD_SIZE - 1) / (rounds + 1),
+        "bytes": at_end.bytes / (rounds + 1),
         "calls": at_end.calls / (rounds + 1),
         "seconds": with_sync[1:],
     }

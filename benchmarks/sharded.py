@@ -3,8 +3,8 @@
     python -m benchmarks.sharded --n 10000000 --ranks 2 4 --methods InfoBatch RandomPruning
 
 Processes of one machine, joined by gloo. Losses are synthetic: a function of the sample's id. Times are wall clock, of
-the process that takes longest: the end of a pruned epoch after its last step, the next selection with its plan, and
-drawing its batches.
+the process that takes longest: the end of a pruned epoch after its last step, and the next selection with its plan.
+Plain sampling is timed with 10 million samples at most, and taken to be as fast with more.
 """
 
 from __future__ import annotations
@@ -22,41 +22,18 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.epoch_end import BATCH_SIZE, draw, make_method
-from benchmarks.measure import HEADER, ROOT, Row, environment, machine, one_thread
+from benchmarks.epoch_end import BATCH_SIZE, draw, make_method, plain
+from benchmarks.measure import HEADER, ROOT, Row, cpu_seconds, environment, machine, one_thread
 from benchmarks.memory import reset_peak, resident, tensor_bytes
+from benchmarks.traffic import Sent
 from lightning_prune import ScoreRegistry
 from lightning_prune.core.sampler import PlanBatchSampler, PlanSampler
 from lightning_prune.core.session import Session
 
 _LOT = 1 << 22
-
-
-class Sent(TorchDispatchMode):
-    """Adds up the bytes that this process sends to others; a sum or a copy is taken to go to each of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            self.calls += 1
-            others, rank = torch.distributed.get_world_size() - 1, torch.distributed.get_rank()
-            name = func._schema.name.removeprefix("c10d::")
-            if name == "alltoall_base_":  # (output, input, group, output splits, input splits, ...)
-                rows = args[1].shape[0] - args[4][rank]
-                self.bytes += rows * args[1][:1].numel() * args[1].element_size()
-            elif name == "_allgather_base_":  # (output, input, ...)
-                self.bytes += others * args[1].numel() * args[1].element_size()
-            elif name == "allreduce_":  # (tensors, ...)
-                self.bytes += others * sum(value.numel() * value.element_size() for value in args[0])
-            else:
-                raise NotImplementedError(f"Expected a collective that is known, but got {func}: say what it sends.")
-        return func(*args, **(kwargs or {}))
+_MOST_PLAIN = 10_000_000
+"""Samples that plain sampling is timed with, at most: it holds them all as Python ints."""
 
 
 def losses_of(ids: Tensor) -> Tensor:
@@ -113,9 +90,9 @@ def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
     del running
     gc.collect()
     held = tensor_bytes() - before
-    drawing = time.perf_counter()
-    draw(session)
-    drawing = time.perf_counter() - drawing
+    drawing = cpu_seconds(lambda: draw(session))
+    num_plain = min(_MOST_PLAIN, n // world_size)
+    plainly = cpu_seconds(lambda: plain(num_plain)) * (n / world_size / num_plain)
     plan = session.table.plan
     assert plan is not None
     columns = sum(v.nbytes for k, v in session.table.to_dict().items() if k not in ("indices", "losses", "counts"))
@@ -134,6 +111,7 @@ def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
         "select": planned - ended,
         "cpu": cpu,
         "draw": drawing,
+        "over_plain": (cpu + drawing) / plainly,
     }
 
 
@@ -179,7 +157,9 @@ def rows_of(name: str, n: int, found: list[dict[str, Any]]) -> list[Row]:
         row("end of an epoch, wall clock", most("end"), "s"),
         row("selection and plan, wall clock", most("select"), "s"),
         row("both of them, CPU time of a process", most("cpu"), "s"),
-        row("drawing the batches, wall clock", most("draw"), "s"),
+        row("drawing the batches, CPU time of a process", most("draw"), "s"),
+        row("CPU time of all three / plain sampling of as many as its part has", most("over_plain"), ""),
+        row("memory of all at their peaks, per sample", total("process") / n, "B"),
     ]
 
 

@@ -424,7 +424,7 @@ class RunningEpoch:
     def collect(self) -> EpochRecord:
         """Gather the ranks' logs into one record: the epoch's only collective, but where each keeps a part only."""
         if self.plan.part is not None:
-            return self._collect_part(self.batch_sampler.sampler.part)
+            return self._collect_part(self.own_part)
         log = self.log[:, :-1]
         logs = log[None]
         if self.plan.world_size > 1:
@@ -443,17 +443,29 @@ class RunningEpoch:
         asked = None if present is None else self.asked
         return EpochRecord(indices, values[0], present, self.step_size, extra, self.step_lengths, asked)
 
-    def _collect_part(self, part: Part | None) -> EpochRecord:
-        """Bring what was recorded to the processes that keep it: one all-to-all."""
+    @property
+    def own_part(self) -> Part:
+        """Which samples this process keeps the state of, where processes share it."""
+        part = self.batch_sampler.sampler.part
+        assert part is not None  # noqa: S101  (narrowing)
+        return part
+
+    def shared_log(self) -> SharedLog:
+        """Return what was recorded, to be brought to the processes that keep it."""
         kept, begun, log, shard = self.plan.part, self.begun, self.log[:, :-1], self.rest.order
-        assert part is not None and kept is not None  # noqa: S101, PT018  (narrowing)
+        assert kept is not None  # noqa: S101  (narrowing)
         if begun is not None:
             log = torch.cat([begun.log.to(log.device), log], dim=1)
             shard = torch.cat([self.plan.order[: begun.log.shape[1]], shard])
         first = 0 if begun is None else begun.positions
-        shared = SharedLog(log, shard.to(self.device), part, kept, self.positions_done, self._step_ends(), first)
-        values, indices, asked = shared.values, shared.indices, shared.indices
-        present = values[0] != ABSENT
+        shard, steps = shard.to(self.device), self._step_ends()
+        return SharedLog(log, shard, self.own_part, kept, self.positions_done, steps, first)
+
+    def _collect_part(self, part: Part) -> EpochRecord:
+        """Bring what was recorded to the processes that keep it: one all-to-all."""
+        shared = self.shared_log()
+        asked, values = shared.brought_at_once()
+        indices, present = asked, values[0] != ABSENT
         is_whole = self.positions_done >= self.plan.length
         if part.any(not (is_whole and bool(present.all()))):
             values, indices = values[:, present], indices[present]

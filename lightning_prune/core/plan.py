@@ -52,9 +52,8 @@ def random_submask(mask: Tensor, count: int, generator: torch.Generator, part: P
     """
     part = Part.whole(len(mask)) if part is None else part
     numpy_rng = numpy_generator(generator)
-    thrown = coins(numpy_rng, part)
     threshold = round(count / max(1, part.count(mask)) * 65536)
-    drawn = mask & to_device(torch.from_numpy(thrown < threshold), mask.device)
+    drawn = to_device(torch.from_numpy(coins(numpy_rng, part) < threshold), mask.device).logical_and_(mask)
     excess = part.count(drawn) - count
     if excess != 0:
         candidates = ids_of(drawn if excess > 0 else mask & ~drawn)

@@ -85,14 +85,23 @@ class PlanSampler(DistributedSampler[int]):
             LoaderError: If the user's sampler draws nothing of it.
         """
         world_size = self.num_replicas
-        if self.part is not None:
-            return shared_plan(selection, self.part, epoch=epoch, seed=self.seed, shuffle=self.shuffle)
         if self.draw is None:
             return EpochPlan.make(selection, epoch=epoch, seed=self.seed, shuffle=self.shuffle, world_size=world_size)
         drawn = self.draw.ids(self.seed, epoch)
         plan = EpochPlan.of_draw(selection, drawn, num_samples=self.total, epoch=epoch, world_size=world_size)
         check_not_empty(plan, self.draw)
         return plan
+
+    def make_shared_plan(self, selected: Tensor | None, weights: Tensor | None, epoch: int) -> EpochPlan:
+        """Order and share a selection of which each process has its part; collective.
+
+        Args:
+            selected: Which of this process's part of the samples are selected, bool; None: all.
+            weights: Their weights, float32, by rising id; None: they have none.
+            epoch: Epoch number, from 0.
+        """
+        assert self.part is not None  # noqa: S101  (narrowing)
+        return shared_plan(selected, weights, self.part, epoch=epoch, seed=self.seed, shuffle=self.shuffle)
 
     def current_plan(self) -> EpochPlan:
         """Return the plan in force: the one set, else the full dataset in the order of epoch 0.
@@ -348,6 +357,13 @@ class PlanBatchSampler(DistributedSampler[list[int]]):
         """Yield the batches of this plan from now on."""
         self.sampler.plan = plan
         self.skip = 0
+
+    def let_go(self) -> None:
+        """Forget the order of the last epoch, of which nothing is drawn any more: the next one takes its place."""
+        plan = self.sampler.plan
+        if plan is not None and plan.part is not None:
+            self.sampler.plan = replace(plan, order=plan.order[:0].clone(), weights=None)
+            self._cuts = self._handed = None
 
     def cuts_of(self, plan: EpochPlan) -> Cuts:
         """Return how this rank's shard of a plan is cut into batches."""

@@ -197,10 +197,18 @@ class Session:
 
     def _plan(self, selection: Selection | None = None) -> Running:
         table, batches = self.table, self.batches
-        selection = self._select() if selection is None else selection
+        if selection is None:
+            if table.sharded and isinstance(batches, PlanBatchSampler):
+                batches.let_go()
+                table.let_go()
+            selection = self._select()
         table.take_selection(selection)
-        table.plan = batches.make_plan(selection, table.epoch)
-        del selection  # 12 bytes a sample, which the log can have
+        if table.sharded and isinstance(batches, PlanBatchSampler):
+            del selection  # 8 bytes a sample: the table has the mask
+            table.plan = batches.sampler.make_shared_plan(table.own_selected, table.own_weights, table.epoch)
+        else:
+            table.plan = batches.make_plan(selection, table.epoch)
+            del selection  # 12 bytes a sample, which the log can have
         return self._run(table.plan)
 
     def _run(self, plan: EpochPlan, begun: Begun | None = None) -> Running:
@@ -247,20 +255,15 @@ class Session:
     def end_epoch(self) -> dict[str, float | Tensor]:
         """Bring the epoch's losses into the table: one collective, one scatter. Return what to log."""
         table, method, running, part = self.table, self.method, self.open_epoch, self.table.part
-        record = running.collect()
-        table.losses.scatter_(0, record.indices, record.losses)
-        missing = record.recorded is not None and running.num_dropped == 0  # samples left out of batches were not asked
-        if missing or table.unanswered is not None:
-            asked = running.asked.to(record.indices) if record.asked is None else record.asked.to(record.indices)
-            table.note_unanswered(asked if missing else asked[:0], record.indices)
+        record, (own_losses, own_nonfinite) = self._take_in(running)
         table.count_selected()
         if isinstance(running, StreamEpoch) and table.max_steps is None and table.selects_all:
             told = running.told_of_missing(self.num_batches)
             if told is not None and self.step.first_time("missing"):
                 warn_on_first_rank(told, self.rank)
-        num_nonfinite = part.sum(record.num_nonfinite)
+        num_nonfinite = part.sum(own_nonfinite)
         if num_nonfinite:
-            num_losses = part.sum(len(record.losses))
+            num_losses = part.sum(own_losses)
             warn_on_first_rank(
                 f"{num_nonfinite} of {num_losses} losses were NaN or infinite in epoch {table.epoch}. "
                 "These samples stay in with weight 1 and are left out of every mean.",
@@ -275,13 +278,36 @@ class Session:
             "prune/nonfinite": float(num_nonfinite),
         }
         if method is not None:
-            method.on_epoch_recorded(table, record)
+            if record is not None:
+                method.on_epoch_recorded(table, record)
             metrics |= {f"prune/{name}": value for name, value in method.metrics(table).items()}
         for observe in self.observers:
+            assert record is not None  # noqa: S101  (narrowing: someone asks for it)
             observe(record, metrics)
         self.running = self.step.running = None
         table.epoch += 1
         return metrics
+
+    def _take_in(self, running: Running) -> tuple[EpochRecord | None, tuple[int, int]]:
+        """Put the epoch's losses into the table.
+
+        Return the record, or None where processes share the state and no one asks for it; and how many losses this one
+        has put in, and how many of them are not finite.
+        """
+        table, method = self.table, self.method
+        asks = method is not None and type(method).on_epoch_recorded is not Method.on_epoch_recorded
+        if isinstance(running, RunningEpoch) and running.plan.part is not None and not (asks or self.observers):
+            brought = running.shared_log().put_into(table.losses, table.unanswered)
+            if table.unanswered is not None or table.part.any(len(brought.silent) > 0):
+                table.note_unanswered(brought.silent, brought.answered)
+            return None, (brought.num_losses, brought.num_nonfinite)
+        record = running.collect()
+        table.losses.scatter_(0, record.indices, record.losses)
+        missing = record.recorded is not None and running.num_dropped == 0  # samples left out of batches were not asked
+        if missing or table.unanswered is not None:
+            asked = running.asked.to(record.indices) if record.asked is None else record.asked.to(record.indices)
+            table.note_unanswered(asked if missing else asked[:0], record.indices)
+        return record, (len(record.losses), record.num_nonfinite)
 
     @property
     def is_endless(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,11 +12,30 @@ from torch import Tensor
 
 from lightning_prune.core.arrays import to_host
 from lightning_prune.core.part import Part, Route
+from lightning_prune.core.stats import count_nonfinite
 from lightning_prune.core.step import ABSENT
 from lightning_prune.core.windows import Judge, WholeWindows, Windows
 
-_LOT = 1 << 20
+_LOT = 1 << 18
 """Slots whose values are sent at once."""
+
+
+@final
+@dataclass(frozen=True)
+class Brought:
+    """What is to be noted of losses that have been put in their places.
+
+    Args:
+        num_losses: How many there were.
+        num_nonfinite: How many of them are NaN or infinite.
+        silent: Positions ``(m,)``, int64, of samples that were trained and gave none.
+        answered: Those ``(k,)`` of samples that had given none so far, and gave one.
+    """
+
+    num_losses: int
+    num_nonfinite: int
+    silent: Tensor
+    answered: Tensor
 
 
 @final
@@ -34,9 +54,6 @@ class SharedLog:
         steps: Position ``(s + 1,)``, int64, at which each step begins, and the one at which the last one ends.
         first: Position at which the rest begins; 0: the epoch was not shared anew.
 
-    Attributes:
-        indices: Positions ``(m,)``, int64, in this process's part of the samples that were trained.
-        values: What was recorded of them ``(1 + names, m)``.
     """
 
     def __init__(
@@ -45,15 +62,47 @@ class SharedLog:
         self.log, self.shard, self.part, self.steps, self.first = log, shard, part, steps, first
         asked = [self.slots_before(min(positions_done, kept.total), rank) for rank in range(part.world_size)]
         self.num_asked, self.most_asked = asked[part.rank], max(asked)
-        self.indices = torch.empty(len(kept), dtype=torch.int64, device=log.device)
-        self.values = log.new_empty(len(log), len(kept))
-        done = 0
+        self.num_kept = len(kept)
+
+    def brought(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what is brought to this process, some at a time; collective.
+
+        These are positions ``(m,)``, int32, in its part of the samples that were trained, and what was recorded of them
+        ``(1 + names, m)``.
+        """
         for lot in self.lots():
             route, ids = self.route(lot)
-            came = route.bring(torch.stack([ids, *log[:, lot].view(torch.int32)], dim=1)).T
-            some = slice(done, done := done + came.shape[1])
-            self.indices[some], self.values[:, some] = came[0], came[1:].contiguous().view(torch.float32)
-        self.indices, self.values = self.indices[:done], self.values[:, :done]
+            came = route.bring(torch.stack([ids, *self.log[:, lot].view(torch.int32)], dim=1)).T
+            yield came[0], came[1:].contiguous().view(torch.float32)
+
+    def brought_at_once(self) -> tuple[Tensor, Tensor]:
+        """Return all that :meth:`brought` yields, positions as int64; collective."""
+        indices = torch.empty(self.num_kept, dtype=torch.int64, device=self.log.device)
+        values, done = self.log.new_empty(len(self.log), self.num_kept), 0
+        for ids, some in self.brought():
+            place = slice(done, done := done + len(ids))
+            indices[place], values[:, place] = ids, some
+        return indices[:done], values[:, :done]
+
+    def put_into(self, losses: Tensor, unanswered: Tensor | None) -> Brought:
+        """Put the losses into those ``(len(part),)`` that this process keeps; collective.
+
+        Args:
+            losses: Where to.
+            unanswered: Which samples ``(len(part),)`` have never given a loss so far; None: no one.
+        """
+        num_losses = num_nonfinite = 0
+        silent, answered = [losses.new_empty(0, dtype=torch.int64)], [losses.new_empty(0, dtype=torch.int64)]
+        for ids, (told, *_) in self.brought():
+            ids, present = ids.long(), told != ABSENT
+            if not bool(present.all()):
+                silent.append(ids[~present])
+                ids, told = ids[present], told[present]
+            losses.scatter_(0, ids, told)
+            num_losses, num_nonfinite = num_losses + len(told), num_nonfinite + count_nonfinite(told)
+            if unanswered is not None:
+                answered.append(ids[unanswered[ids]])
+        return Brought(num_losses, num_nonfinite, torch.cat(silent), torch.cat(answered))
 
     def slots_before(self, position: int, rank: int) -> int:
         """Return how many slots of a process are of positions before this one."""
@@ -78,7 +127,7 @@ class SharedLog:
     def route(self, lot: slice) -> tuple[Route, Tensor]:
         """Return the way of some slots to those who keep the samples, and the positions ``(b,)``, int32, in theirs."""
         ids, starts = self.shard[lot], torch.tensor(self.part.starts, dtype=self.shard.dtype, device=self.shard.device)
-        targets = torch.bucketize(ids, starts[1:], right=True)
+        targets = torch.bucketize(ids, starts[1:], out_int32=True, right=True)
         return Route(self.part, targets), (ids - starts[targets]).int()
 
 

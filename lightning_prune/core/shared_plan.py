@@ -2,89 +2,169 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.core.arrays import ids_of
+from lightning_prune.core.arrays import count_true, to_host
 from lightning_prune.core.part import Part
-from lightning_prune.core.plan import EpochPlan, Selection
+from lightning_prune.core.plan import EpochPlan
 from lightning_prune.core.shuffle import Shuffle
 
-_BLOCK = 1 << 20
-"""Positions of the order that are looked at at once."""
+_BLOCK = 1 << 18
+"""Positions of the order that are looked at, and whose ids are sent, at once."""
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def shared_plan(selection: Selection, part: Part, *, epoch: int, seed: int, shuffle: bool) -> EpochPlan:
+def shared_plan(
+    selected: Tensor | None, weights: Tensor | None, part: Part, *, epoch: int, seed: int, shuffle: bool
+) -> EpochPlan:
     """Order a selection of which each process has its part, as `EpochPlan.make` orders the whole; collective.
 
-    Each process then holds what it visits, ``r, r + world_size, ...`` of the order. One all-to-all of the ids, and one
-    of the weights if there are any.
+    Each process then holds what it visits, ``r, r + world_size, ...`` of the order. It is sent bucket by bucket, and
+    each in blocks, so that little is held beside what is asked for and what is given.
 
     Args:
-        selection: What is selected of this process's part, by position in it.
+        selected: Which of this process's part of the samples are selected ``(len(part),)``, bool; None: all.
+        weights: The weights ``(k,)`` of those, float32, by rising id; None: they have none.
         part: Which part of the samples that is.
         epoch: Epoch number, from 0.
         seed: Seed of the order.
         shuffle: Whether the order is random, or ascending.
     """
-    kept = part.narrow(len(selection))
-    indices, weights = selection.indices.cpu(), selection.weights
-    if not selection.ascending:
-        indices, by_id = indices.sort()
-        weights = None if weights is None else weights.cpu().index_select(0, by_id)
-    visits = _shuffled(kept, Shuffle(kept.total, seed, epoch)) if shuffle else _ascending(kept)
-    ids = indices.to(torch.int32 if part.total <= 2**31 else torch.int64, copy=True).add_(part.start)
-    order = visits.bring(ids)
-    del ids
-    weights = None if weights is None else visits.bring(weights.cpu())
-    return EpochPlan(epoch, order, weights, part.world_size, part=kept, num_shared=kept.total)
+    kept = part.narrow(len(part) if selected is None else count_true(selected))
+    dtype = torch.int32 if part.total <= 2**31 else torch.int64
+    order = torch.empty(kept.visits(kept.total, 0), dtype=dtype)
+    given = None if weights is None else torch.empty(len(order), dtype=torch.float32)
+    host = to_host(*(values for values in (selected, weights) if values is not None))()
+    weights = None if weights is None else host.pop()
+    visits = _Visits(kept, Shuffle(kept.total, seed, epoch) if shuffle else None)
+    done = 0
+    for bucket, ids in enumerate(visits.members(host.pop() if host else None, part, dtype)):
+        own_weights = None if weights is None else visits.of_bucket(weights, bucket)
+        for block in visits.blocks(bucket):
+            some = slice(done, done := done + len(block.sources))
+            order[some] = block.bring(ids)
+            if given is not None and own_weights is not None:
+                given[some] = block.bring(own_weights)
+    for values in (order,) if given is None else (order, given):
+        _pad(values, kept, kept.total)
+    return EpochPlan(epoch, order, given, part.world_size, part=kept, num_shared=kept.total)
+
+
+@final
+@dataclass(frozen=True)
+class _Block:
+    """Who visits what of some positions of the order.
+
+    Args:
+        kept: Which part of the selected samples this process has.
+        picks: Which of those of the bucket that it has ``(m,)`` are at these positions, by the rank that visits them,
+            in the order of its visit.
+        sent: How many each rank visits.
+        sources: Rank that has each of those ``(s,)`` that this process visits, in the order of its visit.
+    """
+
+    kept: Part
+    picks: _Array
+    sent: list[int]
+    sources: _Array
+
+    def bring(self, values: Tensor) -> Tensor:
+        """Return the values of what this process visits ``(s,)``, given those of what it has of the bucket."""
+        kept = self.kept
+        received = np.bincount(self.sources, minlength=kept.world_size).tolist()
+        rows = values.index_select(0, torch.from_numpy(self.picks)).to(kept.device)
+        [came] = to_host(kept.exchange(rows, self.sent, received))()
+        by_rank = torch.from_numpy(self.sources.argsort(kind="stable"))
+        return torch.empty_like(came).index_copy_(0, by_rank, came)
 
 
 @final
 class _Visits:
-    """Who visits what.
+    """An order of what is selected, of which each process makes all, bucket by bucket, and takes what it visits.
 
     Args:
         kept: Which part of the selected samples this process has.
-        sent: For each rank, which of them it visits, in the order of its visit, in several pieces.
-        sources: Rank that has each of those ``(s,)`` that this process visits, in the order of its visit.
+        shuffle: The order; None: by rising id.
     """
 
-    def __init__(self, kept: Part, sent: list[list[_Array]], sources: _Array) -> None:
-        self.kept = kept
-        self.picks = torch.from_numpy(np.concatenate([some for visited in sent for some in visited]))
-        self.sent = [sum(map(len, visited)) for visited in sent]
-        self.sources = torch.from_numpy(sources)
-        self.received = np.bincount(sources, minlength=kept.world_size).tolist()
+    def __init__(self, kept: Part, shuffle: Shuffle | None) -> None:
+        self.kept, self.shuffle = kept, shuffle
+        self.num_buckets = 1 if shuffle is None else shuffle.num_buckets
+        self.codes: _Array | None = None
+        """Bucket ``(len(kept),)`` of each, where there are several."""
+        counts = torch.tensor([len(kept)])
+        if shuffle is not None and self.num_buckets > 1:
+            self.codes = shuffle.buckets(kept).astype(np.uint8 if self.num_buckets < 256 else np.uint16)
+            counts = torch.from_numpy(np.bincount(self.codes, minlength=self.num_buckets))
+        numbers = kept.gather(counts.to(kept.device)).cpu().numpy()  # (world_size, buckets)
+        self.ends = numbers.cumsum(0)
+        self.firsts = self.ends[kept.rank] - numbers[kept.rank]
 
-    def bring(self, values: Tensor) -> Tensor:
-        """Return the values of what this process visits, padding included, given those ``(m,)`` of what it has."""
-        kept = self.kept
-        rows = values.index_select(0, self.picks).to(kept.device)
-        came = kept.exchange(rows, self.sent, self.received).cpu()
-        own, start = torch.empty_like(came), 0
-        for rank, number in enumerate(self.received):
-            own[ids_of(self.sources == rank)] = came[start : start + number]
-            start += number
-        return _padded(own, kept, kept.total)
+    def members(self, selected: Tensor | None, part: Part, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Yield the ids of what this process has of each bucket, rising.
+
+        Args:
+            selected: Which of its part of the samples are selected ``(len(part),)``, bool; None: all.
+            part: Which part of the samples that is.
+            dtype: Type of an id.
+        """
+        if self.codes is None:
+            yield _ids(np.ones(len(part), dtype=bool) if selected is None else selected.numpy(), part.start, dtype)
+            return
+        codes, num = self.codes, self.num_buckets
+        if selected is not None:  # of each sample
+            codes = np.full(len(part), num, dtype=codes.dtype)
+            codes[selected.numpy()] = self.codes
+        for bucket in range(num):
+            yield _ids(codes == bucket, part.start, dtype)
+
+    def of_bucket(self, values: Tensor, bucket: int) -> Tensor:
+        """Return the values of what this process has of a bucket, given those ``(len(kept),)`` of all that it has."""
+        return values if self.codes is None else torch.from_numpy(values.numpy()[self.codes == bucket])
+
+    def blocks(self, bucket: int) -> Iterator[_Block]:
+        """Yield who visits what of a bucket, block by block."""
+        kept, world_size = self.kept, self.kept.world_size
+        ends, first, end = self.ends[:, bucket], self.firsts[bucket], self.ends[kept.rank, bucket]
+        size, start = int(ends[-1]), int(self.ends[-1, :bucket].sum())
+        order = None if self.shuffle is None else self.shuffle.within(bucket, size).numpy()
+        for begin in range(0, size, _BLOCK):
+            stop = min(begin + _BLOCK, size)
+            some = np.arange(begin, stop) if order is None else order[begin:stop]
+            places = np.flatnonzero((some >= first) & (some < end))
+            visitors = ((places + (start + begin)) % world_size).astype(np.int16)
+            picks = (some[places] - first)[visitors.argsort(kind="stable")]
+            sent = np.bincount(visitors, minlength=world_size).tolist()
+            own = some[(kept.rank - start - begin) % world_size :: world_size]
+            yield _Block(kept, picks, sent, np.searchsorted(ends, own, side="right").astype(np.int16))
 
 
-def _padded(own: Tensor, part: Part, length: int) -> Tensor:
-    """Fill up what a process visits of ``length`` positions by wrapping around, as `EpochPlan.shard` does."""
-    slots = part.visits(length, 0)
-    if length % part.world_size == 0:
-        return own
-    padded = own.new_empty(slots)
-    padded[: len(own)] = own
-    firsts = part.gather(padded[:1].to(part.device)).cpu()
-    if len(own) < slots:
-        padded[-1] = firsts[(part.rank + (slots - 1) * part.world_size) % length, 0]
-    return padded
+def _ids(mask: _Array, first: int, dtype: torch.dtype) -> Tensor:
+    """Return the positions where a mask ``(n,)`` is True, counted from ``first``."""
+    ids, done = torch.empty(int(np.count_nonzero(mask)), dtype=dtype), 0
+    for start in range(0, len(mask), _BLOCK):
+        some = np.flatnonzero(mask[start : start + _BLOCK])
+        ids[done : done + len(some)] = torch.from_numpy(some + (first + start))
+        done += len(some)
+    return ids
+
+
+def _pad(values: Tensor, part: Part, length: int) -> Tensor:
+    """Set the last of what a process visits of ``length`` positions, where it has one less than the first has.
+
+    By wrapping around, as `EpochPlan.shard` does; collective.
+    """
+    if length % part.world_size > 0:
+        firsts = part.gather(values[:1].to(part.device)).cpu()
+        if part.visits(length) < len(values):
+            values[-1] = firsts[(part.rank + (len(values) - 1) * part.world_size) % length, 0]
+    return values
 
 
 def shared_rest(plan: EpochPlan, positions: int, batches: int) -> EpochPlan:
@@ -101,7 +181,9 @@ def shared_rest(plan: EpochPlan, positions: int, batches: int) -> EpochPlan:
     sent[to], received[come_from] = own.stop - own.start, part.visits(length)
 
     def rest_of(values: Tensor) -> Tensor:
-        return _padded(part.exchange(values[own].to(part.device), sent, received).cpu(), part, length)
+        rest = values.new_empty(part.visits(length, 0))
+        rest[: received[come_from]] = part.exchange(values[own].to(part.device), sent, received)
+        return _pad(rest, part, length)
 
     weights = None if plan.weights is None else rest_of(plan.weights)
     return replace(plan, order=rest_of(plan.order), weights=weights, first_batch=batches, num_shared=length)
@@ -128,40 +210,3 @@ def _mixed(values: _Array) -> _Array:
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: _Array = values ^ (values >> np.uint64(31))
     return mixed
-
-
-def _ascending(kept: Part) -> _Visits:
-    """Visit what is selected by rising id."""
-    world_size = kept.world_size
-    own = np.arange(len(kept), dtype=np.int32)
-    sent = [[own[(rank - kept.start) % world_size :: world_size]] for rank in range(world_size)]
-    ends = kept.gather(torch.tensor(kept.stop, device=kept.device)).cpu().numpy()
-    visited = np.arange(kept.rank, kept.total, world_size)
-    return _Visits(kept, sent, np.searchsorted(ends, visited, side="right").astype(np.int16))
-
-
-def _shuffled(kept: Part, shuffle: Shuffle) -> _Visits:
-    """Visit what is selected in a random order: each process makes all of it, bucket by bucket, and takes its own."""
-    rank, world_size = kept.rank, kept.world_size
-    buckets = shuffle.buckets(kept)
-    counts = torch.from_numpy(np.bincount(buckets, minlength=shuffle.num_buckets))
-    numbers = kept.gather(counts.to(kept.device)).cpu().numpy()  # (world_size, buckets)
-    ends = numbers.cumsum(0)
-    sent: list[list[_Array]] = [[] for _ in range(world_size)]
-    sources, start = [], 0
-    for bucket, size in enumerate(ends[-1].tolist()):
-        order = shuffle.within(bucket, size).numpy()
-        end = ends[rank, bucket]
-        first = end - numbers[rank, bucket]
-        members = np.flatnonzero(buckets == bucket).astype(np.int32) if shuffle.num_buckets > 1 else None
-        for some in np.split(order, range(_BLOCK, size, _BLOCK)):
-            places = np.flatnonzero((some >= first) & (some < end))
-            visited = some[places] - first
-            visited = visited.astype(np.int32) if members is None else members[visited]
-            visitors = (places + start) % world_size
-            for visitor in range(world_size):
-                sent[visitor].append(visited[visitors == visitor])
-            own = some[(rank - start) % world_size :: world_size]
-            sources.append(np.searchsorted(ends[:, bucket], own, side="right").astype(np.int16))
-            start += len(some)
-    return _Visits(kept, sent, np.concatenate(sources))

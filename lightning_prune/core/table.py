@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_prune.core.arrays import ids_of, to_device
+from lightning_prune.core.arrays import ids_of, to_device, to_host
 from lightning_prune.core.checks import StateMismatchError
 from lightning_prune.core.export import check_table_path, save_table
 from lightning_prune.core.moment import Moment
@@ -59,7 +60,7 @@ class SampleTable(ABC):
         self._fills: dict[str, float] = {}  # what columns are of a sample of which nothing is known
         self._scores: Tensor | None = None
         self._selected: Tensor | None = None
-        self._own_weights: Tensor | None = None  # of what is selected of a part, ids ascending
+        self.own_weights: Tensor | None = None  # of what is selected of a part, ids ascending, on the CPU
         self.epoch = 0
         self.max_epochs: int | None = None
         self.max_steps: int | None = None
@@ -155,7 +156,7 @@ class SampleTable(ABC):
             return None
         indices, known, given = ids_of(self.selected), plan.order, plan.weights
         if plan.part is not None:
-            return Selection(indices, self._own_weights)
+            return Selection(indices, None if self.own_weights is None else self.own_weights.to(indices.device))
         if plan.selection is not None:  # the order is a user's sampler's, which may leave out some
             known, given = plan.selection.indices.cpu(), plan.selection.weights
         if given is None:
@@ -248,7 +249,7 @@ class SampleTable(ABC):
         """Start a run on ``num_samples`` samples, of which nothing is known, or on this process's part of them."""
         self.part = Part.whole(num_samples) if part is None else part
         self.epoch = self.trained_steps = self.full_steps = 0
-        self._selected = self._own_weights = self.plan = None
+        self._selected = self.own_weights = self.plan = None
         self._losses = torch.full((len(self.part),), math.nan, dtype=torch.float32, device=device)
         self._counts = torch.zeros(len(self.part), dtype=torch.int16, device=device)
         self._columns, self._fills, self.state = {}, {}, {}
@@ -284,7 +285,23 @@ class SampleTable(ABC):
         """Note which samples the coming epoch trains."""
         everything = self.part.sum(len(selection)) == self.num_samples
         self._selected = None if everything else to_device(selection.mask(len(self.losses)), self.losses.device)
-        self._own_weights = selection.weights if self.sharded else None
+        if not self.sharded:
+            return
+        weights = selection.weights
+        if weights is not None and not selection.ascending:
+            weights = weights.index_select(0, selection.indices.argsort())
+        self.own_weights = None if weights is None else to_host(weights)()[0]
+
+    def let_go(self) -> None:
+        """Forget the order of the last epoch, and the weights of its selection: the next ones take their place."""
+        self.own_weights = None
+        if self.plan is not None and self.plan.part is not None:
+            self.plan = replace(self.plan, order=self.plan.order[:0].clone(), weights=None)
+
+    @property
+    def own_selected(self) -> Tensor | None:
+        """Which of the samples that this process keeps are in the selection ``(len(part),)``, bool; None: all."""
+        return self._selected
 
     @property
     def selects_all(self) -> bool:
@@ -315,7 +332,7 @@ class SampleTable(ABC):
         if state["num_samples"] != num_samples:
             raise StateMismatchError(changed_length(state["num_samples"], num_samples))
         self.part = part = Part.whole(num_samples) if part is None else part
-        self._selected = self._own_weights = self.plan = None
+        self._selected = self.own_weights = self.plan = None
         self._losses = part.own(state["losses"]).to(device, copy=True)  # the state may be loaded again
         counts = part.own(state["counts"])
         most = int(counts.max()) if len(counts) else 0

@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_prune.core.arrays import to_host
+
 _CHUNK = 1 << 16
 """Samples judged at a time: their temporaries stay in the cache."""
 
@@ -81,12 +83,12 @@ class WholeWindows(Windows):
     """
 
     def __init__(self, scores: Tensor, lengths: Tensor) -> None:
-        self.scores = scores.cpu()
+        self._copied = to_host(scores)  # while the host goes on
         self.lengths = lengths
 
     def judged(self, judge: Judge, dtype: torch.dtype) -> Tensor:
         """Return what a rule says of each sample ``(m,)``, on the CPU."""
-        return judge_windows(self.scores, self.lengths, judge, dtype)
+        return judge_windows(self._copied()[0], self.lengths, judge, dtype)
 
 
 def _alike(lengths: Tensor) -> Iterator[slice | Tensor]:

@@ -72,9 +72,10 @@ def infobatch(
         dropped = random_submask(low, num_low - count, generator, part)
     else:
         dropped = low & to_device(uniform(generator, part) >= keep_ratio, low.device)
-    kept = Selection.from_mask(~dropped)
-    weight_if_low = torch.tensor([1.0, 1 / keep_ratio], dtype=torch.float32, device=scores.device)
-    return replace(kept, weights=weight_if_low.index_select(0, low.index_select(0, kept.indices).int()))
+    kept = Selection.from_mask(dropped.logical_not_())
+    del dropped  # memory that the weights can have
+    weight_if_low = torch.tensor(1 / keep_ratio, dtype=torch.float32, device=scores.device)
+    return replace(kept, weights=torch.where(low.index_select(0, kept.indices), weight_if_low, 1.0))
 
 
 def adjusted_epochs(max_epochs: int, saved: float, target: float) -> int:

@@ -14,7 +14,9 @@ from lightning_prune.core import shared_plan, shuffle
 from lightning_prune.core.part import Part, Route
 from lightning_prune.core.plan import EpochPlan, Selection, random_submask
 from lightning_prune.core.rng import coins, make_generator, uniform
+from lightning_prune.core.shared_log import SharedLog
 from lightning_prune.core.stats import finite_mean
+from lightning_prune.core.step import ABSENT
 from lightning_prune.functional import importance_inclusion, infobatch, orderdp, seta
 from lightning_prune.methods import seta as seta_module
 from lightning_prune.methods.importance_sampling import _systematic_mask
@@ -166,7 +168,9 @@ def check_plans(rank):
 
         options = {"epoch": seed % 7, "seed": seed, "shuffle": shuffles}
         whole = EpochPlan.make(selection(lambda values: values), world_size=WORLD, **options)
-        own = shared_plan.shared_plan(selection(part.own), part, **options)
+        chosen = selection(part.own)
+        selected = None if bool(mask.all()) else chosen.mask(len(part))
+        own = shared_plan.shared_plan(selected, chosen.weights, part, **options)
         assert own.length == whole.length == len(whole.order)
         assert own.shard_size == whole.shard_size
         assert torch.equal(own.shard(own.order, rank), whole.shard(whole.order, rank))
@@ -232,3 +236,12 @@ def test_an_order_of_several_buckets_is_uniform(monkeypatch):
 def test_an_order_of_one_bucket_is_a_permutation_of_torch():
     expected = torch.randperm(1000, generator=make_generator(5, 2, "order"), dtype=torch.int32)
     assert torch.equal(shuffle.Shuffle(1000, 5, 2).order(), expected)
+
+
+def test_losses_are_put_in_their_places_and_what_is_silent_is_told():
+    log, losses = torch.tensor([[1.0, ABSENT, math.nan, 4.0]]), torch.full((6,), -1.0)
+    shared = SharedLog(log, torch.tensor([2, 0, 5, 1]), Part.whole(6), Part.whole(4), 4, torch.tensor([0, 4]))
+    brought = shared.put_into(losses, torch.tensor([False, False, True, True, False, False]))
+    assert equal(losses, torch.tensor([-1.0, 4.0, 1.0, -1.0, -1.0, math.nan]))
+    assert (brought.num_losses, brought.num_nonfinite) == (3, 1)
+    assert (brought.silent.tolist(), brought.answered.tolist()) == ([0], [2])

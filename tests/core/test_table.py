@@ -95,6 +95,9 @@ def test_selections_are_ascending_with_their_weights():
     table.take_selection(Selection(torch.tensor([4, 1, 5]), torch.tensor([4.0, 1.0, 5.0])))
     assert table.selected.tolist() == [False, True, False, False, True, True]
     assert not table.selects_all
+    table.sharded = True
+    table.take_selection(Selection(torch.tensor([4, 1, 5]), torch.tensor([4.0, 1.0, 5.0])))
+    assert table.own_weights.tolist() == [1.0, 4.0, 5.0]
     run = Run(Hardest())
     run.epoch()
     run.session.begin_epoch()
