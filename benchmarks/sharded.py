@@ -86,7 +86,8 @@ def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
     with at_plan:
         running = session.begin_epoch()
     planned, cpu = time.perf_counter(), time.process_time() - cpu
-    peak = resident(peak=True) - held_before
+    process = resident(peak=True)
+    peak = process - held_before
     del running
     gc.collect()
     held = tensor_bytes() - before
@@ -102,7 +103,7 @@ def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
         "plan": own_plan,
         "columns": columns,
         "peak": peak,
-        "process": resident(peak=True),
+        "process": process,
         "kept": plan.length,
         "sent_end": at_end.bytes,
         "sent_plan": at_plan.bytes,

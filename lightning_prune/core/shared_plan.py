@@ -101,7 +101,9 @@ class _Visits:
         counts = torch.tensor([len(kept)])
         if shuffle is not None and self.num_buckets > 1:
             self.codes = shuffle.buckets(kept).astype(np.uint8 if self.num_buckets < 256 else np.uint16)
-            counts = torch.from_numpy(np.bincount(self.codes, minlength=self.num_buckets))
+            counts = torch.zeros(self.num_buckets, dtype=torch.int64)
+            for some in np.split(self.codes, range(_BLOCK, len(kept), _BLOCK)):  # which are counted as int64
+                counts += torch.from_numpy(np.bincount(some, minlength=self.num_buckets))
         numbers = kept.gather(counts.to(kept.device)).cpu().numpy()  # (world_size, buckets)
         self.ends = numbers.cumsum(0)
         self.firsts = self.ends[kept.rank] - numbers[kept.rank]
