@@ -7,21 +7,10 @@ import logging
 import os
 from functools import cache
 
-import lightning.fabric.utilities.registry
-import lightning.pytorch  # which sets the levels of its loggers
 import pytest
-import torch
 from hypothesis import settings
 
 collect_ignore = ["emulated_device.py"]  # doctests are looked for in every module, and this one registers a backend
-
-torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would cost more than the arithmetic
-
-if not torch.cuda.device_count():  # else each checkpoint loads the driver's library again, to be told the same
-    torch.cuda.device_count = lambda: 0
-
-# Each Trainer asks what every installed package offers it: a tenth of a small run.
-lightning.fabric.utilities.registry.entry_points = cache(lightning.fabric.utilities.registry.entry_points)
 
 # The same examples in every run: what is green here is green elsewhere. No deadline: machines are busy.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -29,7 +18,26 @@ settings.load_profile("fixed")
 
 os.environ.pop("PL_GLOBAL_SEED", None)  # of whoever starts the tests
 NAMES = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_prune")
-LEVELS = {logging.getLogger(name): logging.getLogger(name).level for name in NAMES}
+LEVELS = {}
+
+
+def pytest_configure(config):
+    """Prepare what runs tests; a process that only hands them out need not import Lightning, for seconds."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import lightning.fabric.utilities.registry as registry
+    import lightning.pytorch  # noqa: F401  (which sets the levels of its loggers)
+    import torch
+
+    # Lightning's own advice about worker counts, small epochs, missing loggers: not about what a test checks.
+    config.addinivalue_line("filterwarnings", "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+    LEVELS.update({logging.getLogger(name): logging.getLogger(name).level for name in NAMES})
+    torch.set_num_threads(1)  # two workers on few cores: OpenMP's barriers would cost more than the arithmetic
+    if not torch.cuda.device_count():  # else each checkpoint loads the driver's library again, to be told the same
+        torch.cuda.device_count = lambda: 0
+    # Each Trainer asks what every installed package offers it: a tenth of a small run.
+    registry.entry_points = cache(registry.entry_points)
+
 
 LONGEST = [
     "tests/test_site.py",
