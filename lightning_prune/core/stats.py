@@ -16,7 +16,10 @@ def double_sum(values: Tensor, part: Part | None = None) -> Tensor:
     """
     part = Part.whole(len(values)) if part is None else part
     chunk = chunk_size(part.total)
-    sums = torch.stack([some.sum(dtype=torch.float64) for some in torch.split(values, chunk)])
+    chunks = torch.split(values, chunk)
+    sums = torch.empty(len(chunks), dtype=torch.float64, device=values.device)
+    for place, some in enumerate(chunks):  # a result that stays behind each would keep the heap from closing its gaps
+        sums[place] = some.sum(dtype=torch.float64)
     return part.joined(sums, part.start // chunk, -(-part.total // chunk)).sum()
 
 
