@@ -24,6 +24,8 @@ _UNANSWERED = "unanswered"
 """Column, only where there are any, of the samples that were trained and never gave a loss."""
 
 _MOST_INT16 = torch.iinfo(torch.int16).max
+_LOT = 1 << 22
+"""Samples that are counted at a time."""
 
 _Table = TypeVar("_Table", bound="SampleTable")
 
@@ -311,7 +313,11 @@ class SampleTable(ABC):
     def count_selected(self) -> None:
         """Add 1 to the counts of the selected samples."""
         counts = self.counts
-        counts.add_(1 if self._selected is None else self._selected)
+        if self._selected is None:
+            counts.add_(1)
+        else:
+            for some, chosen in zip(counts.split(_LOT), self._selected.split(_LOT), strict=True):
+                some.add_(chosen)  # which first makes them as wide as the counts
         if len(counts) and int(counts.max()) == _MOST_INT16:
             self._counts = counts.int()
 

@@ -352,7 +352,7 @@ def test_a_training_that_does_not_run_is_told_before_the_first(capsys):
         (["--methods", "torch.nn.Linear"], "the import path of your own `PruningCallback`, or a yaml file of methods"),
         (["--methods", "wrapped.yaml", "--prune_ratios", "0.3"], "Expected a `base` that ranks by `registry.scores`"),
         (["--methods", "baseless.yaml"], "arguments are required: base"),
-        (["--methods", "listed.yaml"], 'Parser key "base":'),
+        (["--methods", "listed.yaml"], "`base`:\n  Not a valid subclass of PruningCallback, but got ['InfoBatch']"),
         (["--methods", "nowhere.yaml"], "readable yaml file, but got 'nowhere.yaml'"),
         (["--methods", "list.yaml"], "'list.yaml' to hold `label: {class_path: ..., init_args: {...}}`"),
         (["--methods", "bad.yaml"], "Expected the class of 'x' to be a `PruningCallback`, but got 'torch.nn.Linear'"),

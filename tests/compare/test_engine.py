@@ -156,7 +156,7 @@ def test_default_metric_is_an_accuracy_of_the_trainings_own(tmp_path):
     comparison = make(tmp_path)
     assert comparison.metric == "val_acc"  # not prune/accepted
     comparison.metric = None
-    with pytest.raises(RefusedError, match="none is named, and none has 'acc' in its name"):
+    with pytest.raises(RefusedError, match="none is named, and none of them is an accuracy by its name"):
         comparison.check_metric({"metrics": {"prune/accepted": 1.0, "val_loss": 1.0}})
 
 

@@ -428,5 +428,5 @@ def test_bad_rule_input():
         repb_resample(scores, 0.5)
     with pytest.raises(ValueError, match=r"`prune_ratio` to be a number in \[0, 1\)"):
         repb_resample(windows == 0, 1.0)
-    with pytest.raises(ValueError, match="`counts` >= 1, but got 0: a sample that was never in"):
+    with pytest.raises(ValueError, match="`counts` >= 1, but got 0: a sample that no epoch has trained"):
         ctr_weights(torch.tensor([0, 4]), 3)

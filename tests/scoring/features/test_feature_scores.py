@@ -159,13 +159,11 @@ def test_a_validation_set_is_for_those_that_look_at_one(trained, shown):
     chosen = glister(shown.logits, shown.features, shown.targets, 16, **given)
     assert file.scores.topk(16).indices.tolist() == chosen.tolist()
     assert file.meta["parameters"]["validation_samples"] == 8
-    with pytest.raises(
-        ValueError, match=r"validation set for one of \['GLISTER', 'Influence'\], but got one for 'SSP'"
-    ):
+    with pytest.raises(ValueError, match="no validation set for 'SSP', which .* GLISTER and Influence take one"):
         score_features("SSP", shown, validation=held_out)
-    with pytest.raises(ValueError, match="but got one for 'DeepFool'"):
+    with pytest.raises(ValueError, match="no validation set for 'DeepFool'"):
         score_module("DeepFool", trained, make_loader(), val_dataloader=make_loader(8))
-    with pytest.raises(ValueError, match="or kind='norm'"):
+    with pytest.raises(ValueError, match="with kind='norm', which uses no validation set"):
         score_features("Influence", shown, validation=held_out)
 
 

@@ -179,11 +179,11 @@ def test_foreign_state_is_refused():
     tracker = EL2N(N)
     run(tracker)
     state = tracker.state_dict()
-    with pytest.raises(ValueError, match="with method 'AUM', but got 'EL2N'"):
+    with pytest.raises(ValueError, match="with method='AUM', but the checkpoint has 'EL2N'"):
         AUM(N).load_state_dict(state)
     with pytest.raises(ValueError, match="with parameters"):
         EL2N(N, num_epochs=3).load_state_dict(state)
-    with pytest.raises(ValueError, match="with num_samples 9, but got 30"):
+    with pytest.raises(ValueError, match="with num_samples=9, but the checkpoint has 30"):
         EL2N(9).load_state_dict(state)
     with pytest.raises(ValueError, match="version <= 1, but got 2"):
         EL2N(N).load_state_dict({**state, "version": 2})
