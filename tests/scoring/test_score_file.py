@@ -100,9 +100,7 @@ def test_bad_scores(tmp_path):
         save_scores(tmp_path / "a.csv", SCORES, method="X", keep="high")
     with pytest.raises(ValueError, match="`keep` to be one of"):
         save_scores(tmp_path / "a", SCORES, method="X", keep="most")
-    with pytest.raises(
-        ValueError, match=r"'targets' to have a value for each score, shape \(3,\), but got"
-    ):
+    with pytest.raises(ValueError, match=r"'targets' to have a value for each score, shape \(3,\), but got"):
         save_scores(tmp_path / "a", SCORES, method="X", keep="high", columns={"targets": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"shape \(n,\)"):
         save_scores(tmp_path / "a", SCORES[None], method="X", keep="high")
