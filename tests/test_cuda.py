@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from benchmarks.gpu import GPU, no_wait
 from lightning_prune import InfoBatch, ScoreRegistry
 from tests import contract
 from tests.devices import train, train_beside
@@ -23,14 +24,9 @@ def on_gpu():
     return {"accelerator": "gpu", "devices": 1}
 
 
-@contextmanager
 def refuse_to_wait(into):
     """Raise where code waits for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    return no_wait(GPU)
 
 
 def anything(into):
