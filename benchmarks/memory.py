@@ -29,12 +29,16 @@ def reset_peak() -> None:
 
 
 def tensor_bytes() -> int:
-    """Return the bytes of all tensors that are alive, each storage counted once."""
+    """Return the bytes of all tensors that are alive, each storage counted once.
+
+    Meta tensors count nothing: they have a size, but no memory, and all of them the same address.
+    """
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):  # not those of a compiler, which have no storage
             storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            if address := storage.data_ptr():
+                storages[address] = storage.nbytes()
     return sum(storages.values())
 
 
