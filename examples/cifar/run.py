@@ -20,7 +20,7 @@ from examples.cifar.task import HUMAN, read_human, read_part
 from examples.experiments.reporting import add_seeds, count
 from lightning_prune.cli import PruneCLI
 from lightning_prune.cli import main as lightning_prune
-from lightning_prune.scoring import AUM, DUAL, EL2N, TDDS, DynUnc, Forgetting, ScoreRecorder
+from lightning_prune.scoring import AUM, DUAL, EL2N, TDDS, DynUnc, Forgetting, ScoreRecorder, score_module
 
 HERE = "examples/cifar"
 METHODS = ["RandomPruning", "RS2", "InfoBatch", "SeTa", "RePB", "OrderDP", "ImportanceSampling"]
@@ -91,9 +91,11 @@ def score(args: argparse.Namespace, folder: Path) -> Path:
         trackers = [TDDS(window=window), EL2N(), AUM(), Forgetting(), DynUnc(window=window), DUAL(window=window)]
         recorder = ScoreRecorder(trackers, save_to=str(scores))
         seed = f"--seed_everything={args.first_seed}"
-        PruneCLI(
+        cli = PruneCLI(
             args=["fit", *shared(args), seed], save_config_callback=None, trainer_defaults={"callbacks": [recorder]}
         )
+        trained = score_module("Moderate", cli.model, cli.datamodule.train_dataloader(), progress=False)
+        trained.save(scores / "moderate.npz")
         path.write_text(yaml.safe_dump(static_methods(scores.resolve()), sort_keys=False))
     return path
 
@@ -101,22 +103,16 @@ def score(args: argparse.Namespace, folder: Path) -> Path:
 def static_methods(scores: Path) -> dict[str, dict[str, Any]]:
     """Return the static methods, as a file of methods holds them."""
 
-    def method(file: str, **arguments: Any) -> dict[str, Any]:
-        path = str(scores / f"{file}.npz")
+    def method(path: str, **arguments: Any) -> dict[str, Any]:
         return {"class_path": "StaticPruning", "init_args": {"scores": path, **arguments}}
 
-    names = {
-        "TDDS": "tdds",
-        "EL2N": "el2n",
-        "AUM": "aum",
-        "Forgetting": "forgetting",
-        "DynUnc": "dynunc",
-        "DUAL": "dual",
-    }
-    found = {name: method(file) for name, file in names.items()}
-    found["DUAL, beta sampling"] = method("dual", selector="beta")
-    found["CCS on AUM"] = method("aum", selector="ccs", selector_args={"hard_cutoff": 0.1})
-    return found
+    def file(name: str) -> str:
+        return str(scores / f"{name.lower()}.npz")
+
+    found = {name: method(file(name)) for name in ("TDDS", "EL2N", "AUM", "Forgetting", "DynUnc", "DUAL", "Moderate")}
+    found["DUAL, beta sampling"] = method(file("DUAL"), selector="beta")
+    found["CCS on AUM"] = method(file("AUM"), selector="ccs", selector_args={"hard_cutoff": 0.1})
+    return {"random": method("random"), **found}
 
 
 def check(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_prune.analysis.label_callback import LabelIssues
 from lightning_prune.analysis.label_table import SUFFIXES, summarize_issues
 from lightning_prune.core.checks import check_int
-from lightning_prune.core.export import check_table_path, check_writable
+from lightning_prune.core.export import check_new, check_table_path
 from lightning_prune.core.names import class_names
 from lightning_prune.scoring.trainer import ScoringTrainer
 from lightning_prune.trainer.private import get_callbacks, set_callbacks
@@ -39,6 +39,7 @@ class CommandTrainer(ScoringTrainer):
         output: str = "label_issues.csv",
         top: int = 20,
         ckpt_path: str | None = None,
+        overwrite: bool = False,
     ) -> dict[str, Tensor] | None:
         """Train as configured, find labels that are probably wrong, print the most suspicious and write them all.
 
@@ -52,6 +53,7 @@ class CommandTrainer(ScoringTrainer):
                 StaticPruning.
             top: How many labels to print.
             ckpt_path: Checkpoint of a run with `LabelIssues` to resume.
+            overwrite: Whether a table that is there already is replaced. False: it is refused, before the training.
 
         Returns:
             The table, see `LabelIssues.issues`; None in a ``fast_dev_run``, after an interruption, and on ranks other
@@ -60,12 +62,12 @@ class CommandTrainer(ScoringTrainer):
         Raises:
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of range, or the labels are none that can be looked into.
-            OSError: If the table cannot be written; before the training.
+            OSError: If the table cannot be written, or is there already; before the training.
         """
         check_int("top", top, low=0)
         path = check_table_path(output, SUFFIXES)
-        if self.is_global_zero:
-            check_writable(path, what="table of labels")
+        if self.is_global_zero and not getattr(self, "fast_dev_run", False):
+            check_new(path, "output", overwrite=overwrite, what="table of labels")
         callbacks = get_callbacks(self)
         found = next((callback for callback in callbacks if isinstance(callback, LabelIssues)), None)
         issues = found or LabelIssues()

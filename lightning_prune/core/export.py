@@ -58,6 +58,23 @@ def check_writable(path: Path, *, what: str) -> None:
             probe.unlink(missing_ok=True)
 
 
+def check_new(path: Path, argument: str, *, overwrite: bool, what: str) -> None:
+    """Raise OSError unless a command can write a file at ``path``, and may: one that is there already it keeps.
+
+    Args:
+        path: The file.
+        argument: The command's argument that names it, for the message.
+        overwrite: Whether one that is there already may be replaced.
+        what: What it is to hold, for the message.
+    """
+    if path.is_file() and not overwrite:
+        raise FileExistsError(
+            f"Expected `{argument}` to name a new file, but '{path}' is there already. Name another one, or give "
+            "`--overwrite=true` to replace it."
+        )
+    check_writable(path, what=what)
+
+
 def check_table_path(
     path: str | os.PathLike[str], suffixes: Sequence[str] = (".npz", ".parquet"), *, default: str = ""
 ) -> Path:

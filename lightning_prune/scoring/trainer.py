@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_prune.core.checks import check_choice, check_int, check_ratio
-from lightning_prune.core.export import check_table_path, check_writable
+from lightning_prune.core.export import check_new, check_table_path
 from lightning_prune.core.names import sample_names
 from lightning_prune.core.rng import make_generator
 from lightning_prune.scoring.features.collect import in_order
@@ -103,9 +103,9 @@ class ScoringTrainer(Trainer, ABC):
         is_trial = getattr(self, "fast_dev_run", False)
         table_path = None if table is None else check_table_path(table, SUFFIXES)
         if self.is_global_zero and not is_trial:
-            _check_new(path, "save_to", overwrite, what="scores")
+            check_new(path, "save_to", overwrite=overwrite, what="scores")
             if table_path is not None:
-                _check_new(table_path, "table", overwrite, what="table of scores")
+                check_new(table_path, "table", overwrite=overwrite, what="table of scores")
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise ValueError(f"Expected `ckpt_path` to be a checkpoint, but there is no file '{ckpt_path}'.")
         if method == _RANDOM or checkpoints is not None:
@@ -157,15 +157,6 @@ class ScoringTrainer(Trainer, ABC):
             A function that returns how suspect the label of each sample is, ``(n,)`` in [0, 1], or None: not known.
         """
         yield lambda: None
-
-
-def _check_new(path: Path, argument: str, overwrite: bool, *, what: str) -> None:
-    if path.is_file() and not overwrite:
-        raise FileExistsError(
-            f"Expected `{argument}` to name a new file, but '{path}' is there already. Name another one, or give "
-            "`--overwrite=true` to replace it."
-        )
-    check_writable(path, what=what)
 
 
 def _score_without_fit(

@@ -748,6 +748,22 @@ def test_the_command(config, tmp_path, capsys):
 
 
 @CLI
+def test_a_table_that_is_there_is_kept_unless_said(config, tmp_path, capsys, monkeypatch):
+    """Someone may have written into it."""
+    (tmp_path / "issues.csv").write_text("looked at\n")
+    written = config()
+    with monkeypatch.context() as context:
+        context.setattr(WeightedModel, "training_step", None)
+        with pytest.raises(SystemExit) as error:
+            main(["find-label-issues", "--config", written, "--output", "issues.csv"])
+    assert error.value.code == 2
+    assert "Expected `output` to name a new file, but 'issues.csv' is there already" in capsys.readouterr().err
+    assert (tmp_path / "issues.csv").read_text() == "looked at\n"
+    main(["find-label-issues", "--config", written, "--output", "issues.csv", "--overwrite=true"])
+    assert len((tmp_path / "issues.csv").read_text().splitlines()) == 41
+
+
+@CLI
 @pytest.mark.parametrize(
     ("output", "message"),
     [

@@ -16,6 +16,7 @@ from lightning_prune import InfoBatch, PruningMonitor
 from lightning_prune.compare.main import _resolve
 from lightning_prune.compare.methods import read_methods
 from lightning_prune.parser import parse_compare
+from lightning_prune.scoring import load_scores
 from tests.examples.conftest import ROOT
 from tests.helpers import make_trainer
 
@@ -111,6 +112,12 @@ def test_commands_can_start(name, root, tmp_path, monkeypatch):
         assert config["trainer"]["max_epochs"] == 6
         assert config["data"]["init_args"]["root"] == str(root)
         assert bool(options.prune_ratios) == any(method.setting for method in methods)
+        if name == "static":
+            named = {"random", "TDDS", "EL2N", "AUM", "Forgetting", "DUAL", "Moderate", "CCS on AUM"}
+            assert named <= {method.label for method in methods}
+            files = [str(method.init_args["scores"]) for method in methods]
+            assert files[0] == "random"
+            assert all(len(load_scores(file).scores) == 100 for file in files[1:])
         assert options.jobs == (1 if name == "time" else 2)
         monitors = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
         assert monitors == (["lightning_prune.PruningMonitor"] if name == "human-noise" else [])
