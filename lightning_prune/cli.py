@@ -20,6 +20,7 @@ import lightning_prune
 from lightning_prune.analysis.trainer import CommandTrainer
 from lightning_prune.core.export import check_writable
 from lightning_prune.mistakes import hints
+from lightning_prune.scoring.random_scores import RANDOM
 
 _PACKAGE = Path(__file__).parent
 _OTHER_COMMANDS = {
@@ -229,7 +230,8 @@ def _check_files(entry: Any, *, resumes: bool) -> None:
             if isinstance(value, dict | list):
                 _check_files(value, resumes=resumes)
             elif isinstance(value, str) and name in ("scores", "irreducible_losses") and not resumes:
-                _check_readable(name, Path(value))
+                if value != RANDOM:  # a draw, not a file
+                    _check_readable(name, Path(value))
             elif isinstance(value, str) and name == "save_to":
                 _check_folder(Path(value))
 

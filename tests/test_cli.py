@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lightning_prune.cli import main
+from examples.digits.task import DigitsModel
+from lightning_prune.cli import PruneCLI, main
 from tests.processes import python
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between Lightning's CLI and jsonargparse
@@ -113,12 +115,21 @@ def test_mistakes_in_the_file(capsys, tmp_path):
     ],
 )
 def test_files_are_looked_for_before_model_and_data_are_built(callback, match, capsys, monkeypatch):
-    monkeypatch.setattr("examples.digits.task.DigitsModel.__init__", None)
+    monkeypatch.setattr(DigitsModel, "__init__", wraps(DigitsModel.__init__)(lambda *_, **__: pytest.fail("built")))
     content = yaml.safe_load(Path(CONFIG).read_text())
     content["trainer"]["callbacks"] = [callback]
     Path("run.yaml").write_text(yaml.safe_dump(content))
     Path("taken").write_text("a file")
     assert match in fails(capsys, "--config", "run.yaml")
+
+
+def test_a_random_coreset_needs_no_file():
+    random = {"class_path": "StaticPruning", "init_args": {"scores": "random", "prune_ratio": 0.9}}
+    content = yaml.safe_load(Path(CONFIG).read_text())
+    content["trainer"] |= {"callbacks": [random], "max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    Path("run.yaml").write_text(yaml.safe_dump(content))
+    cli = PruneCLI(args=["fit", "--config", "run.yaml"])
+    assert float(cli.trainer.callback_metrics["prune/kept_fraction"]) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_a_checkpoint_that_is_none(capsys):

@@ -8,6 +8,8 @@ from torch import Tensor
 from lightning_prune.core.checks import check_int
 from lightning_prune.core.rng import resolve_generator
 
+RANDOM = "random"
+"""What `StaticPruning(scores=...)` takes in place of a score file, for a random coreset."""
 RANDOM_CORESET = "random coreset"
 """What a static random draw is for, to `make_generator`: the file and `StaticPruning("random")` draw the same."""
 

@@ -16,7 +16,7 @@ from lightning_prune.core.ratio import RatioSetting
 from lightning_prune.core.rng import make_generator
 from lightning_prune.core.table import SampleTable
 from lightning_prune.scoring._inputs import check_targets
-from lightning_prune.scoring.random_scores import RANDOM_CORESET, random_scores
+from lightning_prune.scoring.random_scores import RANDOM, RANDOM_CORESET, random_scores
 from lightning_prune.scoring.score_file import ScoreFile, has_weights, load_scores
 from lightning_prune.scoring.selectors.beta_sampling import beta_sampling
 from lightning_prune.scoring.selectors.ccs import ccs
@@ -156,7 +156,7 @@ class StaticPruning(PruningCallback):
 
     def _file(self, num_samples: int) -> ScoreFile:
         """Return the scores that were given, or random ones."""
-        if isinstance(self.scores, str) and self.scores == "random":
+        if isinstance(self.scores, str) and self.scores == RANDOM:
             generator = make_generator(self.resolved_seed, 0, RANDOM_CORESET)
             return ScoreFile.make(random_scores(num_samples, generator=generator), method="Random", keep="high")
         return _read(self.scores, num_samples)
