@@ -82,18 +82,22 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     return [command(args, folder, [str(score(args, folder))], args.prune_ratios or ["0.5", "0.7", "0.9"])]
 
 
-def score(args: argparse.Namespace, folder: Path) -> Path:
-    """Score once, unless it has been done; return the file of methods that prune by the scores."""
+def score(args: argparse.Namespace, folder: Path, *arguments: str) -> Path:
+    """Score once, unless it has been done; return the file of methods that prune by the scores.
+
+    Args:
+        args: What is trained.
+        folder: That of the experiment; the scores lie beside it.
+        *arguments: Further ones of ``lightning-prune fit``.
+    """
     scores = folder.with_name("scores")
     path = scores / "methods.yaml"
     if not path.exists():
         window = max(3, min(10, (args.epochs or 16) // 2))
         trackers = [TDDS(window=window), EL2N(), AUM(), Forgetting(), DynUnc(window=window), DUAL(window=window)]
         recorder = ScoreRecorder(trackers, save_to=str(scores))
-        seed = f"--seed_everything={args.first_seed}"
-        cli = PruneCLI(
-            args=["fit", *shared(args), seed], save_config_callback=None, trainer_defaults={"callbacks": [recorder]}
-        )
+        own = ["fit", *shared(args), f"--seed_everything={args.first_seed}", *arguments]
+        cli = PruneCLI(args=own, save_config_callback=None, trainer_defaults={"callbacks": [recorder]})
         trained = score_module("Moderate", cli.model, cli.datamodule.train_dataloader(), progress=False)
         trained.save(scores / "moderate.npz")
         path.write_text(yaml.safe_dump(static_methods(scores.resolve()), sort_keys=False))

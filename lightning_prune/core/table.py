@@ -316,7 +316,7 @@ class SampleTable(ABC):
         if self._selected is None:
             counts.add_(1)
         else:
-            for some, chosen in zip(counts.split(_LOT), self._selected.split(_LOT), strict=True):
+            for some, chosen in zip(torch.split(counts, _LOT), torch.split(self._selected, _LOT), strict=True):
                 some.add_(chosen)  # which first makes them as wide as the counts
         if len(counts) and int(counts.max()) == _MOST_INT16:
             self._counts = counts.int()
