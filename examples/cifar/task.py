@@ -68,7 +68,7 @@ def read_human(root: Path, name: str) -> Tensor:
 
 @final
 class Cifar10Data(L.LightningDataModule):
-    """CIFAR-10, tested on its clean labels; the training set's ``flipped`` ``(n,)`` says which labels are wrong.
+    """CIFAR-10, tested on its clean labels; ``wrong`` ``(n,)``, the training set's ``flipped``, says which are not.
 
     Args:
         root: Folder that holds ``cifar-10-batches-py`` and, for human labels, those of CIFAR-10N.
@@ -93,8 +93,8 @@ class Cifar10Data(L.LightningDataModule):
             raise ValueError(
                 f"Expected a label for each of {len(clean)} images, but got {len(given)} of {self.labels!r}."
             )
-        self.train = TensorDataset(images, given)
-        vars(self.train).update(flipped=given != clean, classes=CLASSES)  # for who looks at the noise, and at reports
+        self.train, self.wrong = TensorDataset(images, given), given != clean
+        vars(self.train).update(flipped=self.wrong, classes=CLASSES)  # for who looks at the noise, and at reports
         self.held_out = TensorDataset(*read_part(folder, ["test_batch"]))
 
     def train_dataloader(self) -> DataLoader[Any]:

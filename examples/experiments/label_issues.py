@@ -8,8 +8,8 @@ CPU seconds. "Mean loss" and "last loss" are those of the same pruned run. A sec
 wrong labels over the true one, also by two other rules on the run's mean probabilities: how many predict another label
 than the given one, and cleanlab's rule.
 
-``cifar`` needs ``--data_root DIR`` with CIFAR-10's training images ``train.npy`` (50000, 32, 32, 3), their labels
-``train_labels.npy``, and CIFAR-10N's ``human_aggre.npy``, ``human_random1.npy``, ``human_worse.npy``.
+``cifar`` needs ``--data_root DIR`` with torchvision's ``cifar-10-batches-py`` and the labels of CIFAR-10N, as in
+docs/cifar.md.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from examples.cifar.task import HUMAN, Cifar10Data, small_network
 from examples.experiments.noise import NoisyDigits, NoisyModel
 from examples.experiments.training import quiet
 from lightning_prune import InfoBatch, LabelIssues, PruningCallback, ScoreRegistry, WeightedLossMixin
 
 KINDS = ("symmetric", "pairflip", "asymmetric_cifar10", "asymmetric_cifar10_one_way")
 RATES = (0.05, 0.1, 0.2, 0.4)
-HUMAN = ("aggre", "random1", "worse")
-KNOWN = KINDS + HUMAN
+KNOWN = (*KINDS, *HUMAN)
 FOLDS = 5
 
 
@@ -50,10 +50,7 @@ class CifarModel(WeightedLossMixin, L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 24, 2, stride=2), nn.ReLU(), *_block(24, 64, 2), *_block(64, 128, 2), *_block(128, 128, 1),
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, 10),
-        )  # fmt: skip
+        self.body = small_network()
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(
@@ -71,15 +68,6 @@ class CifarModel(WeightedLossMixin, L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps + 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _block(before: int, after: int, pool: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(before, after, 3, padding=1, bias=False),
-        nn.MaxPool2d(pool),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    ]
 
 
 def augment(images: Tensor) -> Tensor:
@@ -100,7 +88,7 @@ class Task(NamedTuple):
 
     images: Tensor
     given: Tensor
-    true: Tensor
+    wrong: Tensor
     model: Callable[[], L.LightningModule]
     epochs: int
     batch_size: int
@@ -112,17 +100,16 @@ def digits(kind: str, rate: float, seed: int) -> Task:
     data = NoisyDigits(kind, rate, split_seed=seed)
     data.setup("fit")
     images, given = data.train.tensors
-    return Task(images, given, data.clean.train.tensors[1], NoisyModel, 40, 32, "32-true")
+    return Task(images, given, given != data.clean.train.tensors[1], NoisyModel, 40, 32, "32-true")
 
 
-def cifar(root: Path, labels: str, num_images: int, epochs: int) -> Task:
+def cifar(root: Path, labels: Literal["aggregate", "random1", "worst"], num_images: int, epochs: int) -> Task:
     """Return the first images of CIFAR-10 with human labels; in bfloat16, which is twice as fast on recent CPUs."""
-    images = torch.from_numpy(np.load(root / "train.npy")[:num_images]).permute(0, 3, 1, 2).contiguous()
-    given, true = (
-        torch.from_numpy(np.load(root / f"{name}.npy")[:num_images]) for name in (f"human_{labels}", "train_labels")
-    )
+    data = Cifar10Data(str(root), labels)
+    data.setup("fit")
+    images, given, wrong = (values[:num_images] for values in (*data.train.tensors, data.wrong))
     batch_size = 128 if num_images > 20_000 else 64
-    return Task(images, given, true, CifarModel, epochs, batch_size, "bf16-mixed")
+    return Task(images, given, wrong, CifarModel, epochs, batch_size, "bf16-mixed")
 
 
 def fit(task: Task, images: Tensor, labels: Tensor, *callbacks: L.Callback) -> L.LightningModule:
@@ -150,13 +137,14 @@ def ours(task: Task, seed: int, method: PruningCallback) -> dict[str, dict[str, 
     fit(task, task.images, task.given, registry, method, issues)
     table = issues.issues()
     seconds = time.process_time() - start
-    wrong = task.given != task.true
     by_id = table["index"].argsort()
-    figures = {"LabelIssues": figures_of(wrong, table["score"][by_id], issues.num_issues, seconds)}
+    figures = {"LabelIssues": figures_of(task.wrong, table["score"][by_id], issues.num_issues, seconds)}
     assert issues.evidence is not None
-    figures["LabelIssues"] |= other_numbers(task.given, issues.evidence.columns()["outputs"].cpu(), int(wrong.sum()))
+    figures["LabelIssues"] |= other_numbers(
+        task.given, issues.evidence.columns()["outputs"].cpu(), int(task.wrong.sum())
+    )
     for name, losses in (("mean loss", table["loss"][by_id]), ("last loss", registry.losses.cpu())):
-        figures[name] = figures_of(wrong, losses, None, seconds)
+        figures[name] = figures_of(task.wrong, losses, None, seconds)
     return figures
 
 
@@ -187,7 +175,7 @@ def cleanlab(task: Task, seed: int) -> dict[str, float]:
     labels = task.given.numpy()
     quality = get_label_quality_scores(labels, probs, method="self_confidence")
     number = int(num_label_issues(labels, probs))
-    return figures_of(task.given != task.true, torch.from_numpy(1 - quality), number, time.process_time() - start)
+    return figures_of(task.wrong, torch.from_numpy(1 - quality), number, time.process_time() - start)
 
 
 def figures_of(wrong: Tensor, scores: Tensor, number: int | None, seconds: float) -> dict[str, float]:
@@ -274,7 +262,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/label_issues.jsonl"))
     args = parser.parse_args()
     if args.data == "cifar" and args.data_root is None:
-        parser.error("Expected --data_root, the folder of CIFAR-10's arrays, but got none.")
+        parser.error("Expected --data_root, the folder of CIFAR-10 and its human labels, but got none.")
     known = KINDS if args.data == "digits" else HUMAN
     if unknown := set(args.kinds or ()) - set(known):
         parser.error(f"Expected --kinds of {', '.join(known)}, but got {', '.join(sorted(unknown))}.")
@@ -294,7 +282,11 @@ def main() -> None:
     wanted = [{**case, "seed": seed} for seed in seeds for case in cases]
     for case in wanted:
         if json.dumps(case) not in done and not args.table:
-            done[json.dumps(case)] = {"case": case, "figures": run(case, args.data_root, not args.without_cleanlab)}
+            try:
+                figures = run(case, args.data_root, not args.without_cleanlab)
+            except FileNotFoundError as error:
+                parser.error(str(error))
+            done[json.dumps(case)] = {"case": case, "figures": figures}
             with args.results.open("a") as file:
                 file.write(json.dumps(done[json.dumps(case)]) + "\n")
     found = [done[json.dumps(case)] for case in wanted if json.dumps(case) in done]

@@ -213,7 +213,7 @@ def on_cifar(root: Path) -> dict[str, Cell]:
         return lambda: 100 * run()
 
     def precision() -> float:
-        task = label_issues.cifar(root, "worse", 8000, 8)
+        task = label_issues.cifar(root, "worst", 8000, 8)
         return label_issues.ours(task, 0, InfoBatch())["LabelIssues"]["ap"]
 
     draw = {"class_path": "StaticPruning", "init_args": {"scores": "random", "prune_ratio": 0.9}}
@@ -225,7 +225,7 @@ def on_cifar(root: Path) -> dict[str, Cell]:
             CIFAR, "Human labels", ("full data",), "worst: accuracy, %", accuracy("--data.labels=worst")
         ),
         "cifar, static": Cell(CIFAR, "Static", ("random",), "90 % pruned: accuracy, %", accuracy(method=draw)),
-        "cifar, labels": Cell(LABELS, "Human labels", ("worse, 8,000 images",), "AP", precision),
+        "cifar, labels": Cell(LABELS, "Human labels", ("worst, 8,000 images",), "AP", precision),
     }
 
 

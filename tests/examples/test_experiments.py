@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from examples.cifar.fingerprint import write_drawn
 from examples.digits import static
 from examples.digits.task import DigitsData, DigitsModel
 from examples.experiments import analysis, drift, hard_and_noisy, label_issues, noise, phases
@@ -186,7 +187,7 @@ def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
     """One short case of each, whole: the figures that the table has."""
     pytest.importorskip("cleanlab")
     task = label_issues.digits("symmetric", 0.2, 0)._replace(epochs=2)
-    task = task._replace(images=task.images[:300], given=task.given[:300], true=task.true[:300])
+    task = task._replace(images=task.images[:300], given=task.given[:300], wrong=task.wrong[:300])
     figures = {**label_issues.ours(task, 0, InfoBatch()), "cleanlab": label_issues.cleanlab(task, 0)}
     assert all(0 < one[name] <= 1 for one in figures.values() for name in ("ap", "auroc", "precision"))
     assert {name for name, one in figures.items() if "number" in one} == {"LabelIssues", "cleanlab"}
@@ -201,6 +202,18 @@ def test_wrong_labels_are_found_by_a_run_and_by_cleanlab():
     assert numbers.startswith(f"| labels | seeds | {' | '.join(f'{name}, ratio' for name in names)} |\n")
     own = [figures["LabelIssues"][name] for name in ("number", "differs", "confident")]
     assert " | ".join(f"{value:.2f}" for value in [*own, figures["cleanlab"]["number"]]) in numbers
+
+
+def test_human_labels_are_those_of_cifar_10n(tmp_path):
+    """Of the drawn files, the first 40 % of the worst labels are wrong."""
+    write_drawn(tmp_path)
+    task = label_issues.cifar(tmp_path, "worst", 64, 1)
+    assert task.images.shape == (64, 3, 32, 32)
+    assert bool(task.wrong.all())
+    assert not label_issues.cifar(tmp_path, "aggregate", 64, 1).wrong.any()
+    whole = label_issues.cifar(tmp_path, "worst", 320, 1)
+    assert whole.wrong.nonzero().flatten().tolist() == list(range(128))
+    assert 0 < label_issues.ours(whole, 0, InfoBatch())["LabelIssues"]["ap"] <= 1
 
 
 def test_images_are_shifted_and_mirrored():
