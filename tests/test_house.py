@@ -119,6 +119,10 @@ def is_self(node):
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
+OWN = {name: own_private_names(tree) | ALLOWED for name, tree in PACKAGE.items()}
+INHERITED = set().union(*OWN.values())
+
+
 def private_uses(tree):
     """Yield (line, object or None for ``self``, name) for each private attribute, also by `getattr` and its kin."""
     for node in ast.walk(tree):
@@ -141,9 +145,7 @@ def test_private_api_is_touched_in_one_file_only(name):
     tree = PACKAGE[name]
     foreign = [f"{m}.{part}".split(".") for m, part in imported(tree) if m.split(".")[0] != "lightning_prune"]
     assert [".".join(names) for names in foreign if set(filter(is_private, names)) - ALLOWED] == []
-    own = own_private_names(tree) | ALLOWED
-    inherited = set().union(*map(own_private_names, PACKAGE.values())) | ALLOWED
-    assert [use for use in private_uses(tree) if use[2] not in (inherited if use[1] is None else own)] == []
+    assert [use for use in private_uses(tree) if use[2] not in (INHERITED if use[1] is None else OWN[name])] == []
 
 
 def test_no_section_banners():
