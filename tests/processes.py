@@ -11,13 +11,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lightning_prune.testing.processes import fork, skip_without_fork
+from lightning_prune.testing.processes import fork, join_group, skip_without_fork
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 30 * 60
@@ -94,3 +95,49 @@ def _be_torchrun(name: str, arguments: tuple[Any, ...]) -> None:
     where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     config = LaunchConfig(1, 1, 2, **where, start_method="fork", monitor_interval=0.05)
     elastic_launch(config, be_module)(name, *arguments)
+
+
+def stage(
+    function: Callable[[int, int, Path, bool], Any],
+    world_size: int,
+    folder: Path,
+    kill_after: int | None = None,
+    delay: float = 0.0,
+) -> None:
+    """Call ``function(rank, world_size, folder, waits)`` in processes of one gloo group, to the end or to a kill.
+
+    Args:
+        function: Writes checkpoints into the folder. If it is to be killed, it ``waits`` for that in its last epoch.
+        world_size: Number of processes.
+        folder: Where checkpoints go.
+        kill_after: Number of new checkpoints after which all are killed (SIGKILL). None: they run to the end.
+        delay: Seconds from then to the kill.
+    """
+    waits = kill_after is not None
+    store = folder / f"store{len(list(folder.glob('store*')))}"
+    logs = [folder / f"log{rank}" for rank in range(world_size)]
+    children = [
+        fork(_be_rank, function, rank, world_size, store, folder, waits, log=log) for rank, log in enumerate(logs)
+    ]
+    before, end_at = len(list(folder.glob("*.ckpt"))), time.monotonic() + PATIENCE
+    try:
+        while any(child.is_alive() for child in children) and not any(child.exitcode for child in children):
+            assert time.monotonic() < end_at, "the processes hang"
+            if kill_after is not None and len(list(folder.glob("*.ckpt"))) >= before + kill_after:
+                time.sleep(delay)
+                break
+            children[0].join(0.005)
+        codes = [child.exitcode for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+    expected = None if waits else 0
+    assert codes == [expected] * world_size, "\n".join(log.read_text() for log in logs)
+
+
+def _be_rank(function: Callable[..., Any], rank: int, world_size: int, store: Path, folder: Path, waits: bool) -> None:
+    if world_size == 1:
+        function(rank, 1, folder, waits)
+    else:
+        join_group(function, rank, world_size, store, (world_size, folder, waits))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 
 import pytest
@@ -19,6 +17,7 @@ from lightning_prune.testing import processes
 from lightning_prune.testing.method import checkpointing, step_of
 from lightning_prune.testing.task import ScriptedModel, equal
 from tests.helpers import Keep, Model, make_loader, make_trainer
+from tests.processes import stage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
@@ -119,39 +118,6 @@ def go(rank, world_size, folder, waits):
     torch.save({"table": registry.to_dict(), "selections": model.selections, "weights": weights}, folder / "end.pt")
 
 
-def join(rank, world_size, store, folder, waits):
-    processes._join_group(go, rank, world_size, store, (world_size, folder, waits))
-
-
-def stage(world_size, folder, kill_after, delay):
-    """Run processes until they are killed after so many more checkpoints; None: to the end."""
-    waits = kill_after is not None
-    store = folder / f"store{world_size}{kill_after}"
-    logs = [folder / f"log{rank}" for rank in range(world_size)]
-    if world_size == 1:
-        children = [processes.fork(go, 0, 1, folder, waits, log=logs[0])]
-    else:
-        children = [
-            processes.fork(join, rank, world_size, store, folder, waits, log=log) for rank, log in enumerate(logs)
-        ]
-    before, end_at = len(list(folder.glob("*.ckpt"))), time.monotonic() + processes.PATIENCE
-    try:
-        while any(child.is_alive() for child in children) and not any(child.exitcode for child in children):
-            assert time.monotonic() < end_at, "the processes hang"
-            if kill_after is not None and len(list(folder.glob("*.ckpt"))) >= before + kill_after:
-                time.sleep(delay)
-                break
-            children[0].join(0.005)
-        codes = [child.exitcode for child in children]
-    finally:
-        for child in children:
-            if child.is_alive():
-                os.kill(child.pid, signal.SIGKILL)
-            child.join()
-    expected = 0 if kill_after is None else None
-    assert codes == [expected] * world_size, "\n".join(log.read_text() for log in logs)
-
-
 @pytest.mark.ddp
 def test_one_two_four_and_one_process_killed_at_random_moments(tmp_path):
     """All with 8 samples a step: what is known, selected and learnt is that of one process left alone."""
@@ -159,10 +125,10 @@ def test_one_two_four_and_one_process_killed_at_random_moments(tmp_path):
     whole, model = fit(kept())
     draw, kills = random.Random(0), []
     for world_size in WORLDS[:-1]:
-        stage(world_size, tmp_path, 2 + draw.randrange(3), draw.random() * 0.03)
+        stage(go, world_size, tmp_path, 2 + draw.randrange(3), draw.random() * 0.03)
         newest = torch.load(processes.newest_checkpoint(tmp_path), weights_only=True)
         kills.append((newest["global_step"], newest["callbacks"]["ScoreRegistry"]["open"]))
-    stage(WORLDS[-1], tmp_path, None, 0)
+    stage(go, WORLDS[-1], tmp_path)
     assert all(is_open for _, is_open in kills), "not in the middle of an epoch"
     assert sorted(set(kills)) == kills
     end = torch.load(tmp_path / "end.pt", weights_only=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import WeightedRandomSampler
@@ -34,7 +39,7 @@ from lightning_prune.testing import processes
 from lightning_prune.testing.method import step_of
 from lightning_prune.testing.task import ScriptedModel, equal
 from tests.helpers import Model, make_loader, make_trainer
-from tests.processes import ROOT
+from tests.processes import ROOT, stage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
@@ -68,9 +73,21 @@ class Scripted(ScriptedModel):
         return loss if loss.isfinite() else 0 * losses.sum()
 
 
-def fit(name, *, world_size=1, sharded=False, folder=None, ckpt_path=None, shuffle=True, keep=-1, **options):
+def fit(
+    name,
+    *,
+    world_size=1,
+    sharded=False,
+    folder=None,
+    ckpt_path=None,
+    shuffle=True,
+    keep=-1,
+    model=None,
+    callbacks=(),
+    **options,
+):
     registry, method = ScoreRegistry(sharded=sharded), METHODS[name]()
-    callbacks = [registry, *([] if method is None else [method])]
+    callbacks = [registry, *([] if method is None else [method]), *callbacks]
     if folder is not None:
         options["default_root_dir"] = folder
         callbacks += [
@@ -81,7 +98,7 @@ def fit(name, *, world_size=1, sharded=False, folder=None, ckpt_path=None, shuff
         options |= {"devices": world_size, "strategy": "ddp"}
     options = {"max_epochs": EPOCHS, "enable_checkpointing": folder is not None, **options}
     trainer = make_trainer(*callbacks, **options)
-    model = Scripted(NUM)
+    model = model or Scripted(NUM)
     trainer.fit(model, make_loader(NUM, BATCH // world_size, shuffle=shuffle), ckpt_path=ckpt_path)
     return outcome(registry, model, trainer)
 
@@ -234,6 +251,82 @@ def test_one_process_goes_on_from_a_middle_of_two_and_two_from_a_middle_of_it(sa
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
     assert_parts_of([whole], parts, order=False)
     assert parts[0]["seen"] == two[0]["seen"][-len(parts[0]["seen"]) :]  # as those left alone
+
+
+def killed(rank, world_size, folder, waits):
+    """Be one of two ranks, which replace a checkpoint at each step; go on from it."""
+    torch.set_num_threads(1)
+    path = folder / "one" / "last.ckpt"
+
+    class Waits(Scripted):
+        def on_train_batch_start(self, *args):
+            if waits and self.current_epoch == EPOCHS - 1:
+                time.sleep(processes.PATIENCE)
+
+    saves = [
+        ModelCheckpoint(folder, "{step}", mode="max", every_n_train_steps=1, save_top_k=-1),  # counted
+        ModelCheckpoint(path.parent, path.stem, every_n_train_steps=1, enable_version_counter=False),
+    ]
+    found = fit(
+        "repb",
+        world_size=world_size,
+        sharded=True,
+        ckpt_path=path if path.exists() else None,
+        model=Waits(NUM),
+        callbacks=saves,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.mark.ddp
+def test_a_kill_at_any_moment_leaves_a_checkpoint_with_its_files(saved, tmp_path):
+    """Two ranks are killed at random moments of writing and training, and go on as if they had not been."""
+    _, found = saved
+    draw, steps = random.Random(0), []
+    for _ in range(2):
+        stage(killed, 2, tmp_path, 2 + draw.randrange(3), draw.random() * 0.03)
+        path = tmp_path / "one" / "last.ckpt"
+        steps.append(torch.load(path, weights_only=True)["global_step"])
+        assert Path(f"{path}.{state_of(path)['parts']['name']}", ".metadata").exists()
+    assert steps == sorted(set(steps))
+    stage(killed, 2, tmp_path)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    assert_parts_of([one[0] for one in found], parts)
+
+
+class Dying(TorchCheckpointIO):
+    """Is killed when the eighth checkpoint replaces the seventh: before it is written, or as soon as it is."""
+
+    def __init__(self, moment):
+        self.moment = moment
+        self.saves = 0
+
+    def save_checkpoint(self, *args, **kwargs):
+        self.saves += 1
+        if self.saves == 8 and self.moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().save_checkpoint(*args, **kwargs)
+        if self.saves == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(folder, moment):
+    last = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
+    fit("repb", sharded=True, callbacks=[last], enable_checkpointing=True, plugins=[Dying(moment)])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_between_a_checkpoint_and_its_files(moment, tmp_path):
+    """What is there is the new one or the one before, with files of its own."""
+    processes.skip_without_fork()
+    child = processes.fork(die, tmp_path, moment, log=tmp_path / "log")
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    path = tmp_path / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == (7 if moment == "before" else 8)
+    assert_parts_of([fit("repb")], [fit("repb", sharded=True, ckpt_path=path)])
 
 
 @pytest.mark.ddp

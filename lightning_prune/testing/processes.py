@@ -56,7 +56,7 @@ def run_ranks(function: Callable[..., Any], *args: Any, folder: Path, world_size
     """
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     store = folder / "store"
-    ranks = [fork(_join_group, function, rank, world_size, store, args, log=log) for rank, log in enumerate(logs)]
+    ranks = [fork(join_group, function, rank, world_size, store, args, log=log) for rank, log in enumerate(logs)]
     end_at = time.monotonic() + PATIENCE
     try:
         while (running := [rank for rank in ranks if rank.is_alive()]) and not any(rank.exitcode for rank in ranks):
@@ -69,7 +69,8 @@ def run_ranks(function: Callable[..., Any], *args: Any, folder: Path, world_size
     assert not failed, "\n".join(f"Rank {rank} says:\n{log.read_text()}" for rank, log in enumerate(logs))
 
 
-def _join_group(function: Callable[..., Any], rank: int, world_size: int, store: Path, args: tuple[Any, ...]) -> None:
+def join_group(function: Callable[..., Any], rank: int, world_size: int, store: Path, args: tuple[Any, ...]) -> None:
+    """Call ``function(rank, *args)`` as a rank of a gloo group, which meets by a file."""
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     torch.distributed.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=world_size)
     function(rank, *args)
