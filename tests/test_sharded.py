@@ -329,6 +329,15 @@ def test_a_kill_between_a_checkpoint_and_its_files(moment, tmp_path):
     assert_parts_of([fit("repb")], [fit("repb", sharded=True, ckpt_path=path)])
 
 
+def test_what_a_kill_left_is_removed_a_day_later(tmp_path):
+    left, running = tmp_path / ".parts-0", tmp_path / ".parts-1"
+    for folder, hours in ((left, 25), (running, 1)):
+        folder.mkdir()
+        os.utime(folder, 2 * (time.time() - 3600 * hours,))
+    fit("repb", sharded=True, folder=tmp_path)
+    assert [path.name for path in tmp_path.glob(".parts-*")] == [running.name]
+
+
 @pytest.mark.ddp
 def test_all_of_the_state_is_not_made_of_parts(saved):
     folder, _ = saved

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +22,8 @@ from lightning_prune.core.part_files import read_part, write_part
 from lightning_prune.trainer.base import TrainerCallback
 
 _KEY = "parts"
+_LEFT = 24 * 3600.0
+"""Seconds after which files that processes wrote first are taken for those of a run that was killed."""
 _MEND = "Leave out `sharded=True`, which any dataset below 100 million samples can do without"
 
 
@@ -61,7 +65,8 @@ class PartsIO(CheckpointIO):
 
     Processes write their files before a checkpoint's path is known, into a folder of ``default_root_dir``; that folder
     is renamed before the checkpoint is written, and the one of an older checkpoint of that name removed after it. So
-    a kill at any moment leaves a checkpoint that has its files.
+    a kill at any moment leaves a checkpoint that has its files. What it leaves in ``default_root_dir`` the first run
+    that saves there a day later removes.
 
     Args:
         inner: What writes checkpoints.
@@ -78,6 +83,7 @@ class PartsIO(CheckpointIO):
         name = f"parts-{part.sum(secrets.randbits(48) if part.rank == 0 else 0):012x}"
         if part.rank == 0:
             self.discard()
+            self._discard_left()
         self._last = self.root / f".{name}"
         return {**write_part(self._last, state, part), _KEY: {"name": name, "folder": None}}
 
@@ -86,6 +92,13 @@ class PartsIO(CheckpointIO):
         if self._last is not None:
             shutil.rmtree(self._last, ignore_errors=True)
             self._last = None
+
+    def _discard_left(self) -> None:
+        """Remove what runs staged that were killed then: each is as large as the state of all samples."""
+        for folder in self.root.glob(".parts-*"):
+            with contextlib.suppress(FileNotFoundError):  # another run has just put it beside its checkpoint
+                if time.time() - folder.stat().st_mtime > _LEFT:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Put the files of a checkpoint beside it, and write it."""
