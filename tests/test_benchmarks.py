@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import alignment, ddp, epoch_end, gpu, imports, memory, per_step, run, sharded, wall_clock
+from benchmarks import alignment, ddp, epoch_end, gpu, memory, per_step, run, sharded, wall_clock
 from benchmarks.measure import HEADER, Row, machine
 from lightning_prune.testing.processes import run_ranks, skip_without_fork
 
@@ -109,10 +109,6 @@ def test_ranks_with_a_part_each(tmp_path):
 
 def find_figures(rank, folder):
     (folder / f"{rank}.json").write_text(json.dumps(sharded.figures_of("InfoBatch", 3000, rank, 2)))
-
-
-def test_import():
-    assert imports.seconds() > 0
 
 
 @pytest.mark.parametrize("part", sorted(gpu.PARTS))
