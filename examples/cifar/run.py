@@ -1,7 +1,8 @@
 """CIFAR-10, all 50,000 images: ``python -m examples.cifar.run NAME --data_root DIR``; see docs/cifar.md.
 
 Each experiment is ``lightning-prune compare`` on examples/cifar/compare.yaml, into results/cifar/NAME: runs that have
-finished are kept, and each row ends in a verdict. DIR holds torchvision's ``cifar-10-batches-py``.
+finished are kept, and each row ends in a verdict. ``label-issues`` is ``examples.experiments.label_issues cifar``.
+DIR holds torchvision's ``cifar-10-batches-py``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,16 @@ from lightning_prune.scoring import AUM, DUAL, EL2N, TDDS, DynUnc, Forgetting, S
 
 HERE = "examples/cifar"
 METHODS = ["RandomPruning", "RS2", "InfoBatch", "SeTa", "RePB", "OrderDP", "ImportanceSampling"]
-NAMES = ("methods", "time", "human-noise", "static")
+COMPARED = ("methods", "time", "human-noise", "static")
+NAMES = (*COMPARED, "label-issues")
 LEVEL = 0.8
+TAKEN_BY = {
+    "methods": ("methods", "time"),
+    "prune_ratios": ("methods", "time", "static"),
+    "level": ("time",),
+    **dict.fromkeys(("arch", "devices", "jobs"), COMPARED),
+}
+"""Options that not every experiment takes."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data_root", required=True, help="folder that holds cifar-10-batches-py")
     add_seeds(parser, 3)
-    parser.add_argument("--epochs", type=count, help="default: 16, and 200 with resnet18")
+    parser.add_argument("--epochs", type=count, help="default: 16, 200 with resnet18, and 8 of `label-issues`")
     parser.add_argument("--jobs", type=count, default=2, help="runs at a time; `time` makes one (default: 2)")
     parser.add_argument("--arch", choices=["small", "resnet18"], default="small")
     parser.add_argument("--devices", choices=["cpu", "cuda"], default="cpu")
@@ -126,7 +135,7 @@ def check(args: argparse.Namespace) -> None:
         FileNotFoundError: If they are not there; the message says how to get them.
     """
     read_part(Path(args.data_root) / "cifar-10-batches-py", ["test_batch"])
-    for name in HUMAN if args.name == "human-noise" else ():
+    for name in HUMAN if args.name in ("human-noise", "label-issues") else ():
         read_human(Path(args.data_root), name)
 
 
@@ -176,14 +185,29 @@ def wrong_labels_kept(folder: Path) -> str:
     return "\n".join([*lines, *(f"| {label} | {statistics.fmean(values):.1f} |" for label, values in found.items())])
 
 
+def find_label_issues(args: argparse.Namespace) -> None:
+    """Find wrong human labels by one pruned run, and by cleanlab."""
+    from examples.experiments import label_issues  # and scikit-learn
+
+    own = ["cifar", "--data_root", args.data_root, "--results", str(Path(args.output, args.name, "results.jsonl"))]
+    own += ["--seeds", str(args.seeds), "--first_seed", str(args.first_seed)]
+    label_issues.main([*own, *(["--epochs", str(args.epochs)] if args.epochs else [])])
+
+
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
+    for option, names in TAKEN_BY.items():
+        if args.name not in names and getattr(args, option) != parser.get_default(option):
+            parser.error(f"Expected `--{option}` with {', '.join(names)} only, but got it with {args.name}.")
     try:
         check(args)
     except FileNotFoundError as error:
         parser.error(str(error))
     sys.argv[1:] = []  # they are not the arguments of what is run
+    if args.name == "label-issues":
+        find_label_issues(args)
+        return
     for own in commands(args):
         lightning_prune(own)
     folder = Path(args.output) / args.name

@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
@@ -248,7 +248,8 @@ def _rows(results: list[dict[str, Any]], heads: dict[str, tuple[str, str]]) -> s
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---", *["---:"] * (len(head) - 1)], *body])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ``arguments`` are those of the command line by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("digits", "cifar"))
     parser.add_argument("--seeds", type=int, default=5)
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--without_cleanlab", action="store_true")
     parser.add_argument("--table", action="store_true", help="only print the table of what --results has of these")
     parser.add_argument("--results", type=Path, default=Path("results/label_issues.jsonl"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.data == "cifar" and args.data_root is None:
         parser.error("Expected --data_root, the folder of CIFAR-10 and its human labels, but got none.")
     known = KINDS if args.data == "digits" else HUMAN

@@ -12,6 +12,7 @@ import torch
 from examples.cifar import run
 from examples.cifar.fingerprint import write_drawn
 from examples.cifar.task import Cifar10Data, Cifar10Model, crop_and_flip
+from examples.experiments import label_issues
 from lightning_prune import InfoBatch, PruningMonitor
 from lightning_prune.compare.main import _resolve
 from lightning_prune.compare.methods import read_methods
@@ -85,7 +86,7 @@ def test_it_trains_and_wrong_labels_are_watched(root):
     assert 0.2 < float(trainer.callback_metrics["prune/noise_ratio"]) < 0.6
 
 
-@pytest.mark.parametrize("name", run.NAMES)
+@pytest.mark.parametrize("name", run.COMPARED)
 def test_commands_can_start(name, root, tmp_path, monkeypatch):
     """Configurations and methods are read and built, as before the first run; `static` scores first."""
     monkeypatch.chdir(ROOT)
@@ -120,6 +121,11 @@ def test_commands_can_start(name, root, tmp_path, monkeypatch):
         ),
         (["methods", "--data_root", "{root}", "--seeds", "0"], "Expected a number of at least 1, but got 0."),
         (["method", "--data_root", "{root}"], "invalid choice: 'method'"),
+        (
+            ["static", "--data_root", "{root}", "--methods", "SeTa"],
+            "`--methods` with methods, time only, but got it with",
+        ),
+        (["label-issues", "--data_root", "{root}", "--arch", "resnet18"], "only, but got it with label-issues."),
     ],
 )
 def test_mistakes(given, match, root, monkeypatch, capsys):
@@ -132,6 +138,26 @@ def test_mistakes(given, match, root, monkeypatch, capsys):
         run.main()
     assert error.value.code == 2
     assert match in capsys.readouterr().err
+
+
+def test_label_issues(root, tmp_path, monkeypatch, capsys):
+    """As a command, which keeps what it has run."""
+    (tmp_path / "cifar-10-batches-py").symlink_to(root / "cifar-10-batches-py")
+    for name in ("aggre", "random1", "worse"):
+        (tmp_path / f"human_{name}.npy").symlink_to(root / "human_worse.npy")  # the others of `root` have none wrong
+    given = ["label-issues", "--data_root", str(tmp_path), "--epochs", "1", "--seeds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["run", *given])
+    run.main()
+    first = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in first.splitlines()[2:5]] == [
+        f"| {name}, 50,000 images" for name in ("aggregate", "random1", "worst")
+    ]
+    assert "AUROC, cleanlab" in first
+    assert len((tmp_path / "label-issues" / "results.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(label_issues, "run", None)
+    monkeypatch.setattr(sys, "argv", ["run", *given])
+    run.main()
+    assert capsys.readouterr().out == first
 
 
 def test_tables_from_runs(tmp_path):
