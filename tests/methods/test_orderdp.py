@@ -75,10 +75,10 @@ def test_inclusion_of_a_million():
     assert bool((gamma[1:] <= gamma[:-1]).all())
 
 
-@pytest.mark.parametrize(("ties", "draws"), [(False, 20_000), (True, 5_000)])
-def test_frequencies_follow_the_law(ties, draws):
-    """n=12, s=6, q=4, z <= 5; with equal scores every sample has q/n."""
-    n, s, q, source = 12, 6, 4, generator()
+@pytest.mark.parametrize("ties", [False, True])
+def test_frequencies_follow_the_law(ties):
+    """n=12, s=6, q=4, 20,000 draws, z <= 5; with equal scores every sample has q/n."""
+    n, s, q, draws, source = 12, 6, 4, 20_000, generator()
     scores = torch.ones(n) if ties else torch.arange(float(n), 0, -1)
     counts = torch.zeros(n)
     for _ in range(draws):
