@@ -314,7 +314,8 @@ class Dying(TorchCheckpointIO):
 
 def die(folder, moment):
     last = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-    fit("repb", sharded=True, callbacks=[last], enable_checkpointing=True, plugins=[Dying(moment)])
+    options = {"enable_checkpointing": True, "default_root_dir": folder, "plugins": [Dying(moment)]}
+    fit("repb", sharded=True, callbacks=[last], **options)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
