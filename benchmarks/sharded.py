@@ -54,14 +54,11 @@ def train(session: Session) -> None:
 def run_rank(name: str, n: int, rank: int, world_size: int, store: str) -> dict[str, Any]:
     """Return this process's figures of the end of a pruned epoch and of the plan of the next."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    figures = figures_of(name, n, rank, world_size)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return figures
+    return figures_of(name, n, rank, world_size)
 
 
 def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
-    """Return what this process of a group that is joined keeps, sends and takes."""
+    """Return what this process of a group that is joined keeps, sends and takes; it leaves the group."""
     gc.collect()
     before = tensor_bytes()
     session = Session(ScoreRegistry(sharded=True), make_method(name))
@@ -89,14 +86,17 @@ def figures_of(name: str, n: int, rank: int, world_size: int) -> dict[str, Any]:
     process = resident(peak=True)
     peak = process - held_before
     del running
-    gc.collect()
-    held = tensor_bytes() - before
     drawing = cpu_seconds(lambda: draw(session))
     num_plain = min(_MOST_PLAIN, n // world_size)
     plainly = cpu_seconds(lambda: plain(num_plain)) * (n / world_size / num_plain)
     plan = session.table.plan
     assert plan is not None
     columns = sum(values.nbytes for values in session.table._columns.values())  # `to_dict` would copy the ids
+    # After the last collective has ended, a thread of gloo holds what it sent until that thread runs again.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    gc.collect()
+    held = tensor_bytes() - before
     own_plan = plan.order.nbytes + (0 if plan.weights is None else plan.weights.nbytes)
     return {
         "held": held - own_plan - columns,

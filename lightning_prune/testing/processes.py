@@ -70,11 +70,12 @@ def run_ranks(function: Callable[..., Any], *args: Any, folder: Path, world_size
 
 
 def join_group(function: Callable[..., Any], rank: int, world_size: int, store: Path, args: tuple[Any, ...]) -> None:
-    """Call ``function(rank, *args)`` as a rank of a gloo group, which meets by a file."""
+    """Call ``function(rank, *args)`` as a rank of a gloo group, which meets by a file, and may be left by it."""
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     torch.distributed.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=world_size)
     function(rank, *args)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def kill(function: Callable[..., Any], *args: Any, once: Callable[[], bool], delay: float, log: Path) -> None:
