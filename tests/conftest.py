@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ def pytest_configure(config):
     import lightning.fabric.utilities.registry as registry
     import lightning.pytorch  # noqa: F401  (which sets the levels of its loggers)
     import torch
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 
     # Lightning's own advice about worker counts, small epochs, missing loggers: not about what a test checks.
     config.addinivalue_line("filterwarnings", "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -37,6 +39,19 @@ def pytest_configure(config):
         torch.cuda.device_count = lambda: 0
     # Each Trainer asks what every installed package offers it: a tenth of a small run.
     registry.entry_points = cache(registry.entry_points)
+    _ResultMetric.to = stay(_ResultMetric.to)
+
+
+def stay(to):
+    """Make what moves a logged value to a device do nothing where it is there: walking through it takes longest."""
+
+    def move(metric, device, **kwargs):
+        there = metric.is_tensor and metric.value.device == torch.device(device)
+        return metric if there else to(metric, device, **kwargs)
+
+    import torch
+
+    return move
 
 
 LONGEST = [
@@ -63,12 +78,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What the imports made is not searched for garbage each time: half a second a search."""
+    """What the imports made is not searched for garbage each time, the end's included: half a second a search."""
     gc.freeze()
-
-
-def pytest_sessionfinish():
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)  # some extensions tell of what they think is leaked
 
 
 @pytest.fixture(autouse=True)

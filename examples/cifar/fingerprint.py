@@ -24,7 +24,7 @@ from examples.cifar import run
 from lightning_prune.cli import PruneCLI
 
 
-def write_drawn(root: Path, images_per_file: int = 64) -> None:
+def write_drawn(root: Path, images_per_file: int = 32) -> None:
     """Write drawn images in CIFAR-10's format: 4 x 4 fields of colour for each class, under noise.
 
     Of the human labels, the first 40 % of the worst are wrong.
@@ -56,7 +56,7 @@ def loss(name: str, method: dict[str, Any] | None = None, *arguments: str) -> fl
         method: A callback. None: the experiment's own, or full data.
         *arguments: Further ones of ``lightning-prune fit``.
     """
-    exact = ["--trainer.precision=64-true", "--data.batch_size=32", "--model.lr=0.01"]
+    exact = ["--trainer.precision=64-true", "--data.batch_size=16", "--model.lr=0.01"]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         root = Path(folder)
         write_drawn(root)

@@ -211,8 +211,8 @@ def test_human_labels_are_those_of_cifar_10n(tmp_path):
     assert task.images.shape == (64, 3, 32, 32)
     assert bool(task.wrong.all())
     assert not label_issues.cifar(tmp_path, "aggregate", 64, 1).wrong.any()
-    whole = label_issues.cifar(tmp_path, "worst", 320, 1)
-    assert whole.wrong.nonzero().flatten().tolist() == list(range(128))
+    whole = label_issues.cifar(tmp_path, "worst", 160, 1)
+    assert whole.wrong.nonzero().flatten().tolist() == list(range(64))
     assert 0 < label_issues.ours(whole, 0, InfoBatch())["LabelIssues"]["ap"] <= 1
 
 
