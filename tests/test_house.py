@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
@@ -38,6 +39,7 @@ ALLOWED = {
 """Names with an underscore that other modules than ``trainer.private`` may use."""
 
 
+@cache
 def read_modules(folder):
     """Return the syntax trees of a folder's modules, by dotted name."""
     paths = sorted((ROOT / folder).rglob("*.py"))

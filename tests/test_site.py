@@ -9,7 +9,6 @@ import shutil
 import sys
 
 import pytest
-import sphinx.cmd.build
 
 from tests.processes import ROOT, forked
 
@@ -30,6 +29,8 @@ def site(tmp_path_factory):
 
 
 def build(folder):
+    import sphinx.cmd.build  # only here: each process that runs tests imports each module of them
+
     os.chdir(folder)
     sys.exit(sphinx.cmd.build.main(["-q", "-W", "--keep-going", "-b", "html", "docs", "html"]))
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from lightning_prune.core.arrays import count_true, is_finite, is_less
 from lightning_prune.core.part import Part, chunk_size
 
+_FEW = 1 << 15
+"""So many values are summed by one thread: a row of several has the sum that it has alone."""
+
 
 def double_sum(values: Tensor, part: Part | None = None) -> Tensor:
     """Return the float64 sum of ``values`` ``(n,)``, a 0-d tensor; of the whole, where a process has a part of them.
@@ -16,10 +19,12 @@ def double_sum(values: Tensor, part: Part | None = None) -> Tensor:
     """
     part = Part.whole(len(values)) if part is None else part
     chunk = chunk_size(part.total)
-    chunks = torch.split(values, chunk)
-    sums = torch.empty(len(chunks), dtype=torch.float64, device=values.device)
-    for place, some in enumerate(chunks):  # a result that stays behind each would keep the heap from closing its gaps
-        sums[place] = some.sum(dtype=torch.float64)
+    sums = torch.empty(-(-len(values) // chunk), dtype=torch.float64, device=values.device)
+    rows = len(values) // chunk if part.total <= _FEW and values.is_cpu else 0
+    if rows:
+        sums[:rows] = values[: rows * chunk].reshape(rows, chunk).sum(1, dtype=torch.float64)
+    for place in range(rows, len(sums)):  # a result that stays behind each would keep the heap from closing its gaps
+        sums[place] = values[place * chunk : (place + 1) * chunk].sum(dtype=torch.float64)
     return part.joined(sums, part.start // chunk, -(-part.total // chunk)).sum()
 
 

@@ -17,7 +17,6 @@ from lightning_prune.report.images import Looks
 from lightning_prune.report.summary import to_be_seen
 from tests.report.conftest import made_record
 
-playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = chromium.find()
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `make browser`, or name it by CHROMIUM"),
@@ -44,6 +43,7 @@ def folder(tmp_path_factory, record):
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
