@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_prune.testing.processes import fork
-from tests import contract, emulated_streams
+from tests import contract, emulated_networks, emulated_streams
 from tests.devices import EPOCHS, NUM_SAMPLES, train, train_beside
 from tests.processes import ROOT, python
 
@@ -34,6 +34,9 @@ def train_all(folder):
         torch.save(train(contract.make(case), counted, counted, **on_device()), folder / f"{case} emulated.pt")
     for name, where in (("cpu", dict), ("emulated", on_device)):
         torch.save(train_beside(folder / f"beside {name}", counted, where), folder / f"beside {name}.pt")
+    for name in emulated_networks.CASES:
+        torch.save(emulated_networks.train(name, counted), folder / f"{name} cpu.pt")
+        torch.save(emulated_networks.train(name, counted, **on_device()), folder / f"{name} emulated.pt")
     for name in emulated_streams.CASES:
         torch.save(emulated_streams.train(name), folder / f"{name} cpu.pt")
         torch.save(emulated_streams.train(name, **on_device()), folder / f"{name} emulated.pt")
@@ -95,6 +98,20 @@ def test_scores_labels_monitor_report_and_resume(runs):
         torch.testing.assert_close(found[name], values, equal_nan=True, msg=name)
         torch.testing.assert_close(there["resumed"]["found"][name], found[name], rtol=0, atol=0, equal_nan=True)
     assert there["whole"]["steps"] == there["resumed"]["steps"] == {}
+
+
+@pytest.mark.parametrize("name", emulated_networks.CASES)
+def test_networks_on_digits(runs, name):
+    """Forward, backward, validation and pruning there: the same weights, losses and samples saved, to the last bit."""
+    here, there = runs[f"{name} cpu"], runs[f"{name} emulated"]
+    assert (here["device"], there["device"]) == ("cpu", "emulated")
+    for kind in ("weights", "table"):
+        for key, values in here[kind].items():
+            torch.testing.assert_close(there[kind][key], values, rtol=0, atol=0)
+    assert (there["saved"], there["accuracy"]) == (here["saved"], here["accuracy"])
+    assert there["saved"] > 0.1
+    assert there["accuracy"] > 0.6  # it learns
+    assert there["steps"] == {}
 
 
 @pytest.mark.parametrize("name", emulated_streams.CASES)
