@@ -44,12 +44,11 @@ def pytest_configure(config):
 
 def stay(to):
     """Make what moves a logged value to a device do nothing where it is there: walking through it takes longest."""
+    import torch
 
     def move(metric, device, **kwargs):
         there = metric.is_tensor and metric.value.device == torch.device(device)
         return metric if there else to(metric, device, **kwargs)
-
-    import torch
 
     return move
 
